@@ -1,0 +1,1 @@
+//! The agent of packrun. Its rooms are listed in README.md, "The house".

@@ -1,0 +1,1 @@
+//! The coordinator of packrun. Its rooms are listed in README.md, "The house".
