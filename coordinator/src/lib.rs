@@ -1,1 +1,3 @@
 //! The coordinator of packrun. Its rooms are listed in README.md, "The house".
+
+pub mod core;

@@ -1,1 +1,23 @@
-//! stub
+//! The language that packrun's coordinator and agents speak, shared by both sides and by nothing else.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | [`id`], [`name`], [`path`] | what is meant, what it is called, where it lies |
+//! | [`state`], [`time`] | what became of it, and when |
+//! | [`job`] | what an attempt has to do |
+//! | [`block`] | log entries, from the pipe to the reader |
+//! | [`limit`] | every bound of the wire |
+//! | [`codec`], [`frame`] | values to bytes, bytes to messages |
+//!
+//! Whatever comes from outside is checked while it is decoded: a value of one of these types is valid.
+
+pub mod block;
+pub mod codec;
+pub mod frame;
+pub mod id;
+pub mod job;
+pub mod limit;
+pub mod name;
+pub mod path;
+pub mod state;
+pub mod time;
