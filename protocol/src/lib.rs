@@ -6,18 +6,24 @@
 //! | [`state`], [`time`] | what became of it, and when |
 //! | [`job`] | what an attempt has to do |
 //! | [`block`] | log entries, from the pipe to the reader |
-//! | [`limit`] | every bound of the wire |
+//! | [`control`], [`stream`] | what is said, and on which stream |
+//! | [`join_token`] | how an agent becomes one |
+//! | [`limit`], [`bounded`] | every bound of the wire |
 //! | [`codec`], [`frame`] | values to bytes, bytes to messages |
 //!
 //! Whatever comes from outside is checked while it is decoded: a value of one of these types is valid.
 
 pub mod block;
+pub mod bounded;
 pub mod codec;
+pub mod control;
 pub mod frame;
 pub mod id;
 pub mod job;
+pub mod join_token;
 pub mod limit;
 pub mod name;
 pub mod path;
 pub mod state;
+pub mod stream;
 pub mod time;

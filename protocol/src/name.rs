@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::de::Error as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -184,15 +184,20 @@ impl Labels {
     /// # Errors
     /// When there are too many, or one breaks the rules above.
     pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, NameError> {
-        let mut labels = BTreeMap::new();
+        let mut labels = Self::default();
         for (key, value) in pairs {
-            check_label(&key, &value)?;
-            labels.insert(key, value);
-            if labels.len() > limit::LABELS_MAX {
-                return Err(NameError::new("…", "set of labels", "it takes at most 64 labels"));
-            }
+            labels.insert(key, value)?;
         }
-        Ok(Self(labels))
+        Ok(labels)
+    }
+
+    fn insert(&mut self, key: String, value: String) -> Result<(), NameError> {
+        check_label(&key, &value)?;
+        if self.0.len() == limit::LABELS_MAX && !self.0.contains_key(&key) {
+            return Err(NameError::new(&key, "label", "there may be at most 64 labels"));
+        }
+        self.0.insert(key, value);
+        Ok(())
     }
 
     /// Whether every label of `wanted` is here with the same value.
@@ -232,7 +237,25 @@ impl fmt::Display for Labels {
 
 impl<'de> Deserialize<'de> for Labels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::new(BTreeMap::<String, String>::deserialize(deserializer)?).map_err(D::Error::custom)
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Labels;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of labels")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Labels, A::Error> {
+                let mut labels = Labels::default();
+                while let Some((key, value)) = pairs.next_entry::<String, String>()? {
+                    labels.insert(key, value).map_err(A::Error::custom)?;
+                }
+                Ok(labels)
+            }
+        }
+
+        deserializer.deserialize_map(Pairs)
     }
 }
 
