@@ -3,8 +3,10 @@
 use std::fmt;
 use std::ops::Deref;
 
-use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::lean;
 
 /// A list of at most `MAX` items.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -48,28 +50,7 @@ impl<T, const MAX: usize> TryFrom<Vec<T>> for Bounded<T, MAX> {
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Items<T, const MAX: usize>(std::marker::PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Items<T, MAX> {
-            type Value = Vec<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a list of at most {MAX} items")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
-                let mut list = Vec::new();
-                while let Some(item) = items.next_element()? {
-                    if list.len() == MAX {
-                        return Err(A::Error::invalid_length(MAX + 1, &self));
-                    }
-                    list.push(item);
-                }
-                Ok(list)
-            }
-        }
-
-        deserializer.deserialize_seq(Items::<T, MAX>(std::marker::PhantomData)).map(Self)
+        lean::list_of(deserializer, MAX).map(Self)
     }
 }
 
@@ -105,7 +86,7 @@ impl<const MAX: usize> TryFrom<&str> for BoundedText<MAX> {
 
 impl<'de, const MAX: usize> Deserialize<'de> for BoundedText<MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.try_into().map_err(D::Error::custom)
+        lean::text(deserializer)?.try_into().map_err(D::Error::custom)
     }
 }
 

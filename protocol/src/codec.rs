@@ -2,8 +2,8 @@
 //!
 //! bincode 2.0.1 is its last real release, so everything it gets from outside passes here. The decoder runs
 //! under a byte limit, without which a length of 2^62 in nine bytes ends the process, and refuses bytes left
-//! over. It can't see how large a value becomes in memory: message types keep that within a small multiple of
-//! their bytes, which `tests/hostile.rs` measures.
+//! over. It takes memory for announced lengths before it looks whether they are there, so message types decode
+//! their texts and lists by `lean.rs`, which `tests/hostile.rs` measures.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,7 +67,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
         return Err(DecodeError::TooLarge { bytes: bytes.len() });
     }
     let config = bincode::config::standard().with_limit::<{ limit::DECODED_BYTES_MAX }>();
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config).map_err(DecodeError::Malformed)?;
+    let (value, used) =
+        bincode::serde::borrow_decode_from_slice(bytes, config).map_err(DecodeError::Malformed)?;
     if used == bytes.len() { Ok(value) } else { Err(DecodeError::Trailing { bytes: bytes.len() - used }) }
 }
 

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, BoundedText};
 use crate::id::{AgentId, AttemptId, Epoch, PackRunId};
 use crate::job::Definition;
-use crate::limit;
 use crate::name::{JobKey, Labels, Name};
 use crate::state::{Outcome, Reason};
 use crate::time::{ClockOffset, Timestamp};
+use crate::{lean, limit};
 
 /// The minor version of the protocol that this build speaks. The lower of both sides' is spoken.
 pub const MINOR: u32 = 0;
@@ -147,7 +147,7 @@ pub enum ToAgent {
     /// The answer to `Hello`.
     Welcome(Welcome),
     /// Attempts to start, in this order.
-    Assign(Vec<Assignment>),
+    Assign(#[serde(deserialize_with = "lean::list")] Vec<Assignment>),
     /// An attempt to stop: SIGTERM, the grace time, SIGKILL. Its end is reported as usual.
     Cancel {
         /// Which.
@@ -158,9 +158,9 @@ pub enum ToAgent {
     /// An attempt that is the agent's no longer: stop it, report nothing.
     Fence(AttemptId),
     /// Attempts whose end is recorded: the agent forgets them.
-    Settled(Vec<AttemptId>),
+    Settled(#[serde(deserialize_with = "lean::list")] Vec<AttemptId>),
     /// Per attempt the number of the first log entry that is not yet safe: all before it may be forgotten.
-    LogAck(Vec<(AttemptId, u64)>),
+    LogAck(#[serde(deserialize_with = "lean::list")] Vec<(AttemptId, u64)>),
     /// The answer to a ping.
     Pong {
         /// When the ping was sent, by the agent's clock.

@@ -238,7 +238,7 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            crate::lean::text(deserializer)?.parse().map_err(D::Error::custom)
         } else {
             <[u8; 32]>::deserialize(deserializer).map(Self)
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lean;
 use crate::name::{Labels, Name};
 use crate::path::RelativePath;
 
@@ -13,9 +14,9 @@ use crate::path::RelativePath;
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// A script for `sh -eu`.
-    Script(String),
+    Script(#[serde(deserialize_with = "lean::text")] String),
     /// A program and its arguments, at least one.
-    Command(Vec<String>),
+    Command(#[serde(deserialize_with = "lean::texts")] Vec<String>),
 }
 
 /// What a job run wants of its agent: the scheduler keeps one queue for each distinct requirement.
@@ -33,6 +34,7 @@ pub struct Requirement {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRule {
     /// A path inside the workspace, or a glob (`**` crosses folders).
+    #[serde(deserialize_with = "lean::text")]
     pub path: String,
     /// What the artifact is called for those who take it as an input; without one, by its path.
     pub name: Option<Name>,
@@ -46,6 +48,7 @@ pub struct InputRule {
     /// The job whose artifact it is: one that this one needs.
     pub from: Name,
     /// The artifact's name, its path, or a folder it lies in.
+    #[serde(deserialize_with = "lean::text")]
     pub artifact: String,
     /// Where it is put; without one, at the path it had.
     pub to: Option<RelativePath>,
@@ -59,13 +62,16 @@ pub struct Definition {
     /// What to execute.
     pub action: Action,
     /// The pack's and the job's environment and the parameters, in the order they are set.
+    #[serde(deserialize_with = "lean::pairs")]
     pub env: Vec<(String, String)>,
     /// The folder inside the workspace to start in; without one, the workspace.
     pub workdir: Option<RelativePath>,
     /// How long the main process may run.
     pub timeout: Option<Duration>,
     /// What to keep.
+    #[serde(deserialize_with = "lean::list")]
     pub artifacts: Vec<ArtifactRule>,
     /// What to fetch before the start.
+    #[serde(deserialize_with = "lean::list")]
     pub inputs: Vec<InputRule>,
 }

@@ -21,6 +21,7 @@ pub mod frame;
 pub mod id;
 pub mod job;
 pub mod join_token;
+mod lean;
 pub mod limit;
 pub mod name;
 pub mod path;

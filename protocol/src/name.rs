@@ -10,7 +10,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::limit;
+use crate::{lean, limit};
 
 /// A text that breaks the rule of the kind of name it should be. The message names the rule.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -78,7 +78,7 @@ macro_rules! checked_text {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+                lean::text(deserializer)?.parse().map_err(D::Error::custom)
             }
         }
     )+};
@@ -248,8 +248,8 @@ impl<'de> Deserialize<'de> for Labels {
 
             fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Labels, A::Error> {
                 let mut labels = Labels::default();
-                while let Some((key, value)) = pairs.next_entry::<String, String>()? {
-                    labels.insert(key, value).map_err(A::Error::custom)?;
+                while let Some((key, value)) = pairs.next_entry::<lean::Text, lean::Text>()? {
+                    labels.insert(key.0, value.0).map_err(A::Error::custom)?;
                 }
                 Ok(labels)
             }

@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use crate::limit;
+use crate::{lean, limit};
 
 /// Why a text is not a path inside a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -107,7 +107,7 @@ impl fmt::Debug for RelativePath {
 
 impl<'de> Deserialize<'de> for RelativePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        lean::text(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

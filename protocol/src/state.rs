@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::limit;
 use crate::time::Timestamp;
+use crate::{lean, limit};
 
 macro_rules! states {
     ($($(#[$doc:meta])+ $name:ident { $($(#[$state_doc:meta])+ $state:ident = $text:literal $($terminal:ident)?,)+ })+) => {$(
@@ -182,7 +182,7 @@ impl fmt::Display for Reason {
 
 impl<'de> Deserialize<'de> for Reason {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        let text = lean::text(deserializer)?;
         if text.len() > limit::REASON_BYTES_MAX || text.contains(char::is_control) {
             return Err(D::Error::custom("a reason takes at most 1024 bytes without control characters"));
         }

@@ -119,7 +119,7 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            return String::deserialize(deserializer)?.parse().map_err(D::Error::custom);
+            return crate::lean::text(deserializer)?.parse().map_err(D::Error::custom);
         }
         let micros = i64::deserialize(deserializer)?;
         let time = Self::from_micros(micros);
