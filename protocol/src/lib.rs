@@ -8,6 +8,7 @@
 //! | [`block`] | log entries, from the pipe to the reader |
 //! | [`control`], [`stream`] | what is said, and on which stream |
 //! | [`join_token`] | how an agent becomes one |
+//! | [`cert`], [`quic`] | certificates; TLS and streams of frames |
 //! | [`limit`], [`bounded`] | every bound of the wire |
 //! | [`codec`], [`frame`] | values to bytes, bytes to messages |
 //!
@@ -15,6 +16,7 @@
 
 pub mod block;
 pub mod bounded;
+pub mod cert;
 pub mod codec;
 pub mod control;
 pub mod frame;
@@ -25,6 +27,7 @@ mod lean;
 pub mod limit;
 pub mod name;
 pub mod path;
+pub mod quic;
 pub mod state;
 pub mod stream;
 pub mod time;
