@@ -98,7 +98,7 @@ states! {
         TimedOut = "timed_out" end,
         /// Someone canceled it.
         Canceled = "canceled" end,
-        /// Its agent was away for longer than the lease.
+        /// Its agent was away for longer than the lease, or lost it with its own executor.
         Lost = "lost" end,
     }
 }
@@ -134,6 +134,8 @@ pub enum Verdict {
     TimedOut,
     /// It was stopped because the coordinator said so.
     Canceled,
+    /// The agent can't say: what executed it was killed, and so was it.
+    Lost,
 }
 
 impl From<Verdict> for AttemptState {
@@ -143,6 +145,7 @@ impl From<Verdict> for AttemptState {
             Verdict::Failed => Self::Failed,
             Verdict::TimedOut => Self::TimedOut,
             Verdict::Canceled => Self::Canceled,
+            Verdict::Lost => Self::Lost,
         }
     }
 }

@@ -1,0 +1,286 @@
+//! The writer of the journal, of which there is one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use packrun_protocol::id::{AttemptId, Epoch};
+
+use super::follow::Follower;
+use super::index::{Life, Phase};
+use super::record::{Item, Record};
+use super::segment::{self, MAGIC, SpoolError};
+
+/// How large the journal may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Bytes after which a segment is closed and the next one begun.
+    pub segment_bytes: u64,
+    /// Bytes of all segments over which the journal counts as full.
+    pub total_bytes: u64,
+}
+
+impl Default for JournalConfig {
+    /// Segments of 16 MiB, 4 GiB in all.
+    fn default() -> Self {
+        Self { segment_bytes: 16 << 20, total_bytes: 4 << 30 }
+    }
+}
+
+/// The journal, open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    config: JournalConfig,
+    file: File,
+    number: u64,
+    bytes: u64,
+    lives: BTreeMap<AttemptId, Written>,
+    sealed: BTreeMap<u64, Sealed>,
+    buffer: Vec<u8>,
+}
+
+/// An attempt that is not settled: its latest phase, and which segments its blocks keep.
+#[derive(Debug)]
+struct Written {
+    epoch: Epoch,
+    phase: Phase,
+    /// Per segment with blocks of it the number after its last entry there, ascending.
+    kept: VecDeque<(u64, u64)>,
+}
+
+/// A segment that is not written to any more.
+#[derive(Debug)]
+struct Sealed {
+    bytes: u64,
+    /// How many attempts have unacknowledged blocks in it.
+    keepers: usize,
+}
+
+impl Journal {
+    /// Opens the journal in `folder`, which is made if it isn't there, and begins a segment of its own. What was
+    /// there before goes on to be read and acknowledged; the attempts in it are in [`Journal::lives`].
+    ///
+    /// # Errors
+    /// When the folder or a file in it can't be read or written, or is damaged.
+    pub fn open(folder: &Path, config: JournalConfig) -> Result<Self, SpoolError> {
+        fs::create_dir_all(folder).map_err(SpoolError::io("create", folder))?;
+        let mut follower = Follower::new(folder.to_owned());
+        loop {
+            match follower.read() {
+                Ok(Some(_)) => {}
+                // A power cut damaged what was written last. What it took with it was not acknowledged.
+                Ok(None) | Err(SpoolError::Damaged { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        follower.index_mut().abandon_checkpoint();
+        let mut sealed = BTreeMap::new();
+        for number in segment::numbers(folder)? {
+            let path = segment::path(folder, number);
+            let bytes = fs::metadata(&path).map_err(SpoolError::io("read", &path))?.len();
+            sealed.insert(number, Sealed { bytes, keepers: 0 });
+        }
+        let number = sealed.last_key_value().map_or(1, |(last, _)| last + 1);
+        let lives = follower.index().lives().map(|(attempt, life)| (attempt, Written::of(life))).collect();
+        let file = Self::create(folder, number)?;
+        let mut journal = Self {
+            folder: folder.to_owned(),
+            config,
+            file,
+            number,
+            bytes: 0,
+            lives,
+            sealed,
+            buffer: Vec::new(),
+        };
+        for life in journal.lives.values() {
+            for (segment, _) in &life.kept {
+                if let Some(sealed) = journal.sealed.get_mut(segment) {
+                    sealed.keepers += 1;
+                }
+            }
+        }
+        journal.write_checkpoint()?;
+        journal.remove_unkept()?;
+        Ok(journal)
+    }
+
+    /// The attempts that are not settled, and their latest phases.
+    pub fn lives(&self) -> impl Iterator<Item = (AttemptId, &Phase)> {
+        self.lives.iter().map(|(attempt, life)| (*attempt, &life.phase))
+    }
+
+    /// Appends records, all in one write. A reader sees them as soon as this returns.
+    ///
+    /// # Errors
+    /// When the disk refuses. The records before the one that did not fit are written; the journal can be used on.
+    pub fn append(&mut self, records: impl IntoIterator<Item = Record>) -> Result<(), SpoolError> {
+        self.buffer.clear();
+        let records: Vec<_> = records.into_iter().collect();
+        let mut ends = Vec::with_capacity(records.len());
+        for record in &records {
+            record.write(&mut self.buffer)?;
+            ends.push(self.buffer.len());
+        }
+        let (whole, result) = self.write_out(&ends);
+        records.iter().take(whole).for_each(|record| self.note(record));
+        result?;
+        if self.bytes >= self.config.segment_bytes {
+            self.roll()?;
+        }
+        Ok(())
+    }
+
+    /// Frees the blocks of `attempt` whose entries are all before `next_seq`.
+    ///
+    /// # Errors
+    /// When a segment that became free can't be removed.
+    pub fn acknowledge(&mut self, attempt: AttemptId, next_seq: u64) -> Result<(), SpoolError> {
+        let Some(life) = self.lives.get_mut(&attempt) else { return Ok(()) };
+        while let Some((segment, last)) = life.kept.front().copied()
+            && last <= next_seq
+        {
+            life.kept.pop_front();
+            if let Some(sealed) = self.sealed.get_mut(&segment) {
+                sealed.keepers -= 1;
+            }
+        }
+        self.remove_unkept()
+    }
+
+    /// The number of the segment that is written.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes + self.sealed.values().map(|sealed| sealed.bytes).sum::<u64>()
+    }
+
+    /// Whether no more blocks should be appended until some are acknowledged. Other records are always taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes() >= self.config.total_bytes
+    }
+
+    /// What the record changes here.
+    fn note(&mut self, record: &Record) {
+        match record {
+            Record::Assigned { attempt, epoch } => {
+                let fresh = Written { epoch: *epoch, phase: Phase::Assigned, kept: VecDeque::new() };
+                self.lives.insert(*attempt, fresh);
+            }
+            Record::Started(started) => {
+                if let Some(life) = self.lives.get_mut(&started.attempt) {
+                    life.phase = Phase::Running(*started);
+                }
+            }
+            Record::Block(block) => {
+                if let Some(life) = self.lives.get_mut(&block.attempt()) {
+                    match life.kept.back_mut() {
+                        Some((segment, last)) if *segment == self.number => *last = block.next_seq(),
+                        _ => life.kept.push_back((self.number, block.next_seq())),
+                    }
+                }
+            }
+            Record::Ended { attempt, outcome } => {
+                if let Some(life) = self.lives.get_mut(attempt) {
+                    life.phase = Phase::Ended(outcome.clone());
+                }
+            }
+            Record::Settled(attempt) => {
+                for (segment, _) in self.lives.remove(attempt).into_iter().flat_map(|life| life.kept) {
+                    if let Some(sealed) = self.sealed.get_mut(&segment) {
+                        sealed.keepers -= 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn roll(&mut self) -> Result<(), SpoolError> {
+        let in_it = |life: &&Written| life.kept.back().is_some_and(|(segment, _)| *segment == self.number);
+        let keepers = self.lives.values().filter(in_it).count();
+        self.sealed.insert(self.number, Sealed { bytes: self.bytes, keepers });
+        self.number += 1;
+        self.file = Self::create(&self.folder, self.number)?;
+        self.write_checkpoint()?;
+        self.remove_unkept()
+    }
+
+    fn create(folder: &Path, number: u64) -> Result<File, SpoolError> {
+        let path = segment::path(folder, number);
+        OpenOptions::new().append(true).create_new(true).open(&path).map_err(SpoolError::io("create", &path))
+    }
+
+    /// The header and the latest phase of every attempt, in one write: a crash leaves all of it or a segment that
+    /// counts for nothing.
+    fn write_checkpoint(&mut self) -> Result<(), SpoolError> {
+        let mut records = Vec::new();
+        for (&attempt, life) in &self.lives {
+            records.push(Record::Assigned { attempt, epoch: life.epoch });
+            match &life.phase {
+                Phase::Assigned => {}
+                Phase::Running(started) => records.push(Record::Started(*started)),
+                Phase::Ended(outcome) => records.push(Record::Ended { attempt, outcome: outcome.clone() }),
+            }
+        }
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&MAGIC);
+        Item::write_checkpoint(records.len() as u32, &mut self.buffer)?;
+        for record in records {
+            record.write(&mut self.buffer)?;
+        }
+        self.bytes = 0;
+        self.write_out(&[self.buffer.len()]).1
+    }
+
+    /// Writes the buffer, in which records end at `ends`. Of what doesn't fit only whole records stay in the file;
+    /// returns how many those are.
+    fn write_out(&mut self, ends: &[usize]) -> (usize, Result<(), SpoolError>) {
+        let mut written = 0;
+        let mut result = Ok(());
+        while written < self.buffer.len() && result.is_ok() {
+            match self.file.write(&self.buffer[written..]) {
+                Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        let whole = ends.partition_point(|end| *end <= written);
+        let kept = ends[..whole].last().copied().unwrap_or(0);
+        self.bytes += kept as u64;
+        if kept < written {
+            result = self.file.set_len(self.bytes).and(result);
+        }
+        (whole, result.map_err(SpoolError::io("write", &segment::path(&self.folder, self.number))))
+    }
+
+    fn remove_unkept(&mut self) -> Result<(), SpoolError> {
+        while let Some(number) = self.sealed.iter().find(|(_, sealed)| sealed.keepers == 0).map(|(n, _)| *n) {
+            let path = segment::path(&self.folder, number);
+            fs::remove_file(&path).map_err(SpoolError::io("remove", &path))?;
+            self.sealed.remove(&number);
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn of(life: &Life) -> Self {
+        let mut kept: VecDeque<(u64, u64)> = VecDeque::new();
+        for block in &life.blocks {
+            match kept.back_mut() {
+                Some((segment, last)) if *segment == block.position.segment => *last = block.next_seq,
+                _ => kept.push_back((block.position.segment, block.next_seq)),
+            }
+        }
+        Self { epoch: life.epoch, phase: life.phase.clone(), kept }
+    }
+}
