@@ -1,3 +1,228 @@
-//! The pure state machine. No I/O, no clock, no async, no randomness.
+//! The pure state machine. No I/O, no clock, no async, no randomness: [`Core::apply`] takes the time and an
+//! [`Event`], changes the state, and says in a [`Step`] what to persist and what to do after that.
+//!
+//! Invariants, checked by the properties in `tests/`:
+//! - Ends are final. A job run starts after all it needs has ended, and only if its `when` holds.
+//! - Of a job run at most one attempt is current. Only its agent, over its live session, can report on it.
+//! - An agent is assigned nothing beyond its slots, processors and memory.
+//! - Every pack run's feed is numbered from 0 without a gap, and a job run's `running` precedes its end.
+//! - A core restored from the rows it gave differs from the old one only in its sessions, which are gone, and
+//!   its leases, which begin anew: agents get the time to report. Restart and takeover are this one path.
+//!
+//! An idempotency key is known here while its pack run lives and [`KEY_MEMORY`] longer, so that two requests
+//! with one key meet here when the first is not yet in the store; what is older the shell finds there, before it
+//! asks.
 
+mod agent;
+mod attempt;
+mod deadline;
+pub mod event;
+mod job;
+mod lease;
+pub mod outcome;
 pub mod plan;
+mod registry;
+mod restore;
+mod run;
+mod schedule;
+mod state;
+#[cfg(test)]
+mod tests;
+mod why;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
+use packrun_protocol::name::Name;
+use packrun_protocol::state::Reason;
+use packrun_protocol::time::Timestamp;
+
+use self::deadline::{Deadline, Deadlines};
+use self::event::{Command, Event, Idempotency, Report, SessionId};
+use self::job::Input;
+use self::outcome::{Assignment, Change, Effect, FeedEntry, Refusal, Reply, Step};
+pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
+use self::schedule::Schedule;
+use self::state::{Agent, PackRun, Place};
+
+/// How long an idempotency key outlives its pack run here: longer than any commit that doesn't fail.
+pub const KEY_MEMORY: Duration = Duration::from_secs(600);
+
+/// What can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// How long an absent agent keeps its attempts.
+    pub lease: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(60) }
+    }
+}
+
+/// The newest version of a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackHead {
+    /// Its number.
+    pub version: u32,
+    /// The sha256 of its canonical form.
+    pub digest: packrun_protocol::id::Digest,
+}
+
+/// The state of the coordinator: what is live, and no history.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    epoch: Epoch,
+    now: Timestamp,
+    packs: BTreeMap<Name, PackHead>,
+    runs: BTreeMap<PackRunId, PackRun>,
+    /// Where every job run of a live pack run lies.
+    places: BTreeMap<JobRunId, Place>,
+    agents: BTreeMap<AgentId, Agent>,
+    keys: BTreeMap<Arc<str>, (PackRunId, Idempotency)>,
+    /// The keys of pack runs that have ended, until they are forgotten.
+    ended_keys: BTreeMap<PackRunId, Arc<str>>,
+    schedule: Schedule,
+    deadlines: Deadlines,
+    /// What the event under way has come to so far; empty in between.
+    out: Step,
+    dispatches: BTreeMap<AgentId, Vec<Assignment>>,
+}
+
+impl Core {
+    /// A core that knows nothing.
+    #[must_use]
+    pub fn new(config: Config, epoch: Epoch, now: Timestamp) -> Self {
+        Self {
+            config,
+            epoch,
+            now,
+            packs: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            places: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            ended_keys: BTreeMap::new(),
+            schedule: Schedule::default(),
+            deadlines: Deadlines::default(),
+            out: Step::default(),
+            dispatches: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one event. `now` never runs backwards; an earlier time counts as the last one.
+    ///
+    /// A report is heard before the deadlines that are due: an agent that comes back just before its lease is
+    /// judged keeps its attempts.
+    #[must_use]
+    pub fn apply(&mut self, now: Timestamp, event: Event) -> Step {
+        self.now = self.now.max(now);
+        match event {
+            Event::Command { ticket, command } => {
+                let reply = self.command(command);
+                self.out.effects.push(Effect::Reply { ticket, reply });
+            }
+            Event::Report { agent, session, report } => self.report(agent, session, report),
+            Event::Wake => {}
+        }
+        while let Some(deadline) = self.deadlines.pop_due(self.now) {
+            self.fire(deadline);
+        }
+        self.assign_queued();
+        for (agent, assignments) in std::mem::take(&mut self.dispatches) {
+            if let Some(session) = self.agents.get(&agent).and_then(|agent| agent.session) {
+                self.out.effects.push(Effect::Dispatch { agent, session, assignments });
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When to send [`Event::Wake`].
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.deadlines.next()
+    }
+
+    fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
+        match command {
+            Command::CancelJobRun(id) => self.cancel_job_run(id),
+            Command::CancelRun(id) => self.cancel_run(id),
+            Command::CreateRun(new) => self.create_run(*new),
+            Command::DrainAgent(id) => self.set_draining(id, true),
+            Command::EnrolAgent { agent, name, labels } => Ok(self.enrol(agent, name, labels)),
+            Command::RegisterPack { name, digest, source, canonical } => {
+                Ok(self.register_pack(name, digest, source, canonical))
+            }
+            Command::ResumeAgent(id) => self.set_draining(id, false),
+            Command::RevokeAgent(id) => self.revoke(id),
+        }
+    }
+
+    fn report(&mut self, id: AgentId, session: SessionId, report: Report) {
+        let live = self.agents.get(&id).is_some_and(|agent| agent.session == Some(session));
+        match report {
+            Report::Connected { capacity, held } => self.connect(id, session, capacity, &held),
+            Report::ArtifactCommitted { ticket, attempt, artifact } => {
+                let place = self.held_place(id, attempt).filter(|_| live);
+                let reply = match place {
+                    Some(place) => Ok(self.record_artifact(place, artifact)),
+                    None => Err(Refusal::Fenced(attempt)),
+                };
+                self.out.effects.push(Effect::Reply { ticket, reply });
+            }
+            _ if !live => {}
+            Report::Disconnected => self.disconnect(id),
+            Report::Ended { attempt, outcome } => {
+                if let Some(place) = self.held_place(id, attempt) {
+                    self.record_outcome(place, outcome);
+                }
+                self.out.effects.push(Effect::Settled { agent: id, session, attempt });
+            }
+            Report::Started { attempt } => match self.held_place(id, attempt) {
+                Some(place) => self.start(place),
+                None => self.out.effects.push(Effect::Fence { agent: id, session, attempt }),
+            },
+        }
+    }
+
+    fn fire(&mut self, deadline: Deadline) {
+        match deadline {
+            Deadline::Backoff(place) => self.enqueue(place),
+            Deadline::Key(run) => {
+                if let Some(key) = self.ended_keys.remove(&run) {
+                    self.keys.remove(&key);
+                }
+            }
+            Deadline::Lease(agent) => self.end_lease(agent),
+        }
+    }
+
+    /// Moves a job run along its table, and records that. Says whether the table has such a step.
+    fn transition(&mut self, place: Place, input: Input, reason: Option<&Reason>) -> bool {
+        let Some(run) = self.runs.get_mut(&place.run) else { return false };
+        let job_run = &mut run.job_runs[place.index as usize];
+        let Some(state) = job::next(job_run.state, input) else {
+            debug_assert!(false, "{input:?} in state {}", job_run.state);
+            return false;
+        };
+        job_run.state = state;
+        job_run.since = self.now;
+        let held_by = job_run.attempt.as_ref().map(|attempt| attempt.agent);
+        let entry = FeedEntry::JobRun {
+            state,
+            attempt: job_run.number,
+            agent: held_by.filter(|_| input != Input::Retry),
+            reason: reason.cloned(),
+            key: run.planned(place.index).key.clone(),
+        };
+        let reused_from = if let Input::Reuse(from) = input { Some(from) } else { None };
+        let row = run.job_run_row(place.index, reason.cloned(), reused_from);
+        self.out.changes.push(Change::JobRun(row));
+        self.out.changes.push(run.feed(self.now, entry));
+        true
+    }
+}

@@ -4,6 +4,7 @@
 //! Invariants: job names, job run ids and keys are unique; every index in `needs` is that of an earlier job in
 //! the list, so the list is in topological order and there is no cycle; every job has at least one run.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,4 +75,42 @@ pub struct PlannedRun {
     pub requirement: Requirement,
     /// What to do.
     pub definition: Arc<Definition>,
+}
+
+impl Plan {
+    /// All job runs, in the order of their index.
+    pub fn job_runs(&self) -> impl Iterator<Item = &PlannedRun> {
+        self.jobs.iter().flat_map(|job| &job.runs)
+    }
+
+    /// Checks the invariants above, so that nothing behind it has to.
+    ///
+    /// # Errors
+    /// Names the invariant that is broken.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let (mut names, mut ids, mut keys) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for (position, job) in self.jobs.iter().enumerate() {
+            if !names.insert(&job.name) {
+                return Err("two jobs have one name");
+            }
+            if job.runs.is_empty() {
+                return Err("a job has no job run");
+            }
+            let needs: BTreeSet<_> = job.needs.iter().collect();
+            if needs.len() < job.needs.len() || needs.iter().any(|need| need.0 as usize >= position) {
+                return Err("a job needs something twice, or something that doesn't stand before it");
+            }
+            if job.when == When::Failure && needs.is_empty() {
+                return Err("a job waits for a failure of nothing");
+            }
+        }
+        if names.is_empty() {
+            return Err("it has no job");
+        }
+        if !self.job_runs().all(|run| ids.insert(run.id) && keys.insert(&run.key)) {
+            return Err("two job runs have one id or one key");
+        }
+        u32::try_from(ids.len()).map_err(|_| "it has too many job runs")?;
+        Ok(())
+    }
 }

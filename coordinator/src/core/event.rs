@@ -1,0 +1,194 @@
+//! Everything the core can be told, as data. Ids, times and plans are made outside; channels stay outside too: a
+//! command carries a [`Ticket`], and the reply names it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId};
+use packrun_protocol::name::{Labels, Name};
+use packrun_protocol::path::RelativePath;
+use packrun_protocol::state::Outcome;
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+
+/// Names a waiting asker to the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// One connection of an agent. The shell numbers them upwards, each number once in the life of a core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// One input.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Someone asks for something, and gets exactly one reply.
+    Command {
+        /// Whom to reply to.
+        ticket: Ticket,
+        /// What is asked.
+        command: Command,
+    },
+    /// An agent says something over one of its sessions.
+    Report {
+        /// The agent, as its certificate names it.
+        agent: AgentId,
+        /// Its session.
+        session: SessionId,
+        /// What it says.
+        report: Report,
+    },
+    /// A deadline may be due.
+    Wake,
+}
+
+/// What users and the enrolment ask for.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Cancel one job run.
+    CancelJobRun(JobRunId),
+    /// Cancel a pack run with all its job runs.
+    CancelRun(PackRunId),
+    /// Start a pack run.
+    CreateRun(Box<NewRun>),
+    /// Assign nothing more to an agent.
+    DrainAgent(AgentId),
+    /// An agent got its identity.
+    EnrolAgent {
+        /// Its id.
+        agent: AgentId,
+        /// What it is called.
+        name: Name,
+        /// Labels its join token gave it; they win over those that it names itself.
+        labels: Labels,
+    },
+    /// Add a pack version, unless it is the newest one's content again.
+    RegisterPack {
+        /// The pack's name.
+        name: Name,
+        /// The sha256 of the canonical form.
+        digest: Digest,
+        /// The file as it came.
+        source: Arc<[u8]>,
+        /// The checked pack as canonical JSON.
+        canonical: Arc<[u8]>,
+    },
+    /// Assign to a drained agent again.
+    ResumeAgent(AgentId),
+    /// End an agent's session, and take away what it holds, for good.
+    RevokeAgent(AgentId),
+}
+
+/// A pack run to start. The shell has looked for the idempotency key in the store before.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Its id; ids ascend in the order of creation, which is the order the queues keep.
+    pub id: PackRunId,
+    /// The pack.
+    pub pack: Name,
+    /// Its version.
+    pub version: u32,
+    /// The parameters as given, for the record.
+    pub params: Arc<BTreeMap<String, String>>,
+    /// What it will do.
+    pub plan: Arc<Plan>,
+    /// The client's key, under which this is created once.
+    pub idempotency: Option<Idempotency>,
+    /// The pack run that this one repeats.
+    pub retry_of: Option<PackRunId>,
+    /// Job runs of this plan that take over an earlier one's success and artifacts: its own id to the earlier.
+    pub reused: BTreeMap<JobRunId, JobRunId>,
+}
+
+/// An idempotency key and what it was used for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The key.
+    pub key: Arc<str>,
+    /// The sha256 of the request: the same key with another request is refused.
+    pub request: Digest,
+}
+
+/// What an agent can take.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Its labels.
+    pub labels: Labels,
+    /// Attempts at once; more than [`packrun_protocol::limit::SLOTS_MAX`] count as that.
+    pub slots: u32,
+    /// Thousandths of a processor.
+    pub cpu_millis: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// How far an attempt has come by its agent's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Received.
+    Assigned,
+    /// Its process runs.
+    Running,
+    /// Over, and not settled yet.
+    Ended,
+}
+
+/// An attempt in an agent's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Which one.
+    pub attempt: AttemptId,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// What agents say.
+#[derive(Debug, Clone)]
+pub enum Report {
+    /// A file of an attempt is on the coordinator's disk; its stream waits for the reply.
+    ArtifactCommitted {
+        /// Who waits.
+        ticket: Ticket,
+        /// Whose file.
+        attempt: AttemptId,
+        /// The file.
+        artifact: Artifact,
+    },
+    /// The session begins.
+    Connected {
+        /// What the agent can take.
+        capacity: Capacity,
+        /// Every attempt in its journal.
+        held: Vec<Held>,
+    },
+    /// The session is over.
+    Disconnected,
+    /// An attempt is over, its log is on the coordinator's disk and its artifacts were committed.
+    Ended {
+        /// Which one.
+        attempt: AttemptId,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// An attempt's process runs.
+    Started {
+        /// Which one.
+        attempt: AttemptId,
+    },
+}
+
+/// A file kept from an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// What its rule calls it.
+    pub name: Option<Name>,
+    /// Its path in the workspace, once per attempt.
+    pub path: RelativePath,
+    /// The sha256 of its content.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its permission bits.
+    pub mode: u32,
+}

@@ -1,0 +1,3 @@
+//! Tests of the core, a file a topic.
+
+mod job_table;

@@ -1,0 +1,74 @@
+//! Why a job run waits, in words. Asked by people, never by the scheduler, so it may look at every agent.
+
+use packrun_protocol::id::JobRunId;
+use packrun_protocol::job::Requirement;
+use packrun_protocol::state::{JobRunState, Reason};
+
+use super::Core;
+use super::schedule::{Host, Schedule};
+
+impl Core {
+    /// Why a job run is blocked or queued; `None` when it is neither, or not of a live pack run.
+    #[must_use]
+    pub fn why_queued(&self, id: JobRunId) -> Option<Reason> {
+        let place = self.places.get(&id)?;
+        let run = self.runs.get(&place.run)?;
+        let job_run = run.job_runs.get(place.index as usize)?;
+        let words = match (job_run.state, job_run.ready_at) {
+            (JobRunState::Blocked, _) => {
+                let names = run.planned_job(job_run.job).needs.iter().filter_map(|need| {
+                    let open = run.jobs[need.0 as usize].open > 0;
+                    open.then(|| run.planned_job(*need).name.as_str())
+                });
+                format!("it waits for {}", names.collect::<Vec<_>>().join(", "))
+            }
+            (JobRunState::Queued, Some(at)) => format!("its next attempt is not before {at}"),
+            (JobRunState::Queued, None) => self.schedule.explain(run.requirement(place.index)),
+            _ => return None,
+        };
+        Some(Reason::new(&words))
+    }
+}
+
+impl Schedule {
+    fn explain(&self, wanted: &Requirement) -> String {
+        let matching: Vec<&Host> = self.matching(wanted).collect();
+        if matching.is_empty() {
+            return self.explain_no_match(wanted);
+        }
+        let open: Vec<_> = matching.iter().filter(|host| host.open).collect();
+        let matched = match (matching.len(), wanted.labels.is_empty()) {
+            (1, true) => "1 agent could take it".to_owned(),
+            (count, true) => format!("{count} agents could take it"),
+            (1, false) => format!("1 agent matches {}", wanted.labels),
+            (count, false) => format!("{count} agents match {}", wanted.labels),
+        };
+        let away = match (matching.len(), matching.len() - open.len()) {
+            (1, 1) => "it is not connected or drained".to_owned(),
+            (all, away) if all == away => "none is connected and not drained".to_owned(),
+            (1, _) => "it is full".to_owned(),
+            (2, 0) => "both are full".to_owned(),
+            (_, 0) => "all are full".to_owned(),
+            (_, away) => format!("{} full, {away} not connected or drained", open.len()),
+        };
+        format!("{matched}; {away}")
+    }
+
+    fn explain_no_match(&self, wanted: &Requirement) -> String {
+        let missing = wanted
+            .labels
+            .iter()
+            .find(|(key, value)| !self.hosts().any(|host| host.capacity.labels.get(key) == Some(*value)));
+        if let Some((key, value)) = missing {
+            return format!("no agent has label {key}={value}");
+        }
+        if self.hosts().any(|host| host.capacity.labels.satisfy(&wanted.labels)) {
+            let (cpus, memory) = (f64::from(wanted.cpu_millis) / 1000.0, wanted.memory_bytes);
+            return format!("no agent with its labels has {cpus} cpus and {memory} bytes of memory");
+        }
+        if wanted.labels.is_empty() {
+            return "no agent has connected yet".to_owned();
+        }
+        format!("no agent has all of {}", wanted.labels)
+    }
+}
