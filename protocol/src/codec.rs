@@ -14,11 +14,13 @@ use crate::limit;
 /// Why a value could not be encoded.
 #[derive(Debug, Error)]
 pub enum EncodeError {
-    /// Its bytes exceed [`limit::FRAME_BYTES_MAX`].
-    #[error("a message of {bytes} bytes exceeds the limit of {} bytes", limit::FRAME_BYTES_MAX)]
+    /// Its bytes exceed the limit.
+    #[error("a message of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
         /// How many bytes it takes.
         bytes: usize,
+        /// How many it may take.
+        limit: usize,
     },
     /// Its type can't be encoded.
     #[error("cannot encode the message")]
@@ -28,11 +30,13 @@ pub enum EncodeError {
 /// Why bytes are not a value of the wanted type.
 #[derive(Debug, Error)]
 pub enum DecodeError {
-    /// They are more than [`limit::FRAME_BYTES_MAX`].
-    #[error("a message of {bytes} bytes exceeds the limit of {} bytes", limit::FRAME_BYTES_MAX)]
+    /// They are more than the limit.
+    #[error("a message of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
         /// How many bytes there are.
         bytes: usize,
+        /// How many there may be.
+        limit: usize,
     },
     /// They don't follow the type's shape, or end too early.
     #[error("malformed message")]
@@ -50,12 +54,21 @@ pub enum DecodeError {
 /// # Errors
 /// [`EncodeError::TooLarge`] when there are more.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    encode_within(value, limit::FRAME_BYTES_MAX)
+}
+
+/// The bytes of `value` as a record of a store, at most [`limit::RECORD_BYTES_MAX`].
+///
+/// # Errors
+/// [`EncodeError::TooLarge`] when there are more.
+pub fn encode_record<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
+    encode_within(value, limit::RECORD_BYTES_MAX)
+}
+
+fn encode_within<T: Serialize>(value: &T, limit: usize) -> Result<Vec<u8>, EncodeError> {
     let bytes =
         bincode::serde::encode_to_vec(value, bincode::config::standard()).map_err(EncodeError::Type)?;
-    if bytes.len() > limit::FRAME_BYTES_MAX {
-        return Err(EncodeError::TooLarge { bytes: bytes.len() });
-    }
-    Ok(bytes)
+    if bytes.len() > limit { Err(EncodeError::TooLarge { bytes: bytes.len(), limit }) } else { Ok(bytes) }
 }
 
 /// The value whose bytes are exactly `bytes`.
@@ -63,10 +76,24 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
 /// # Errors
 /// When they are too many, not of `T`'s shape, or left over.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    if bytes.len() > limit::FRAME_BYTES_MAX {
-        return Err(DecodeError::TooLarge { bytes: bytes.len() });
+    decode_within::<T, { limit::FRAME_BYTES_MAX }, { limit::DECODED_BYTES_MAX }>(bytes)
+}
+
+/// The value whose record is exactly `bytes`.
+///
+/// # Errors
+/// When they are too many, not of `T`'s shape, or left over.
+pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    decode_within::<T, { limit::RECORD_BYTES_MAX }, { 8 * limit::RECORD_BYTES_MAX }>(bytes)
+}
+
+fn decode_within<T: DeserializeOwned, const LIMIT: usize, const DECODED: usize>(
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
+    if bytes.len() > LIMIT {
+        return Err(DecodeError::TooLarge { bytes: bytes.len(), limit: LIMIT });
     }
-    let config = bincode::config::standard().with_limit::<{ limit::DECODED_BYTES_MAX }>();
+    let config = bincode::config::standard().with_limit::<DECODED>();
     let (value, used) =
         bincode::serde::borrow_decode_from_slice(bytes, config).map_err(DecodeError::Malformed)?;
     if used == bytes.len() { Ok(value) } else { Err(DecodeError::Trailing { bytes: bytes.len() - used }) }

@@ -32,7 +32,8 @@ pub enum FrameError {
 /// When the message is larger than a frame may be.
 pub fn write<T: Serialize>(buffer: &mut Vec<u8>, message: &T) -> Result<(), EncodeError> {
     let body = codec::encode(message)?;
-    let length = u32::try_from(body.len()).map_err(|_| EncodeError::TooLarge { bytes: body.len() })?;
+    let length = u32::try_from(body.len())
+        .map_err(|_| EncodeError::TooLarge { bytes: body.len(), limit: limit::FRAME_BYTES_MAX })?;
     buffer.reserve(PREFIX_BYTES + body.len());
     buffer.extend_from_slice(&length.to_le_bytes());
     buffer.extend_from_slice(&body);

@@ -8,6 +8,9 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// integers counts for up to eight times its size on the wire.
 pub const DECODED_BYTES_MAX: usize = 8 << 20;
 
+/// Largest record of a store, in bytes: the plan of a pack run that is as large as they get.
+pub const RECORD_BYTES_MAX: usize = 256 << 20;
+
 /// Longest text of one log entry, in bytes. A longer line is cut into pieces marked as continued.
 pub const ENTRY_TEXT_BYTES_MAX: usize = 64 << 10;
 
