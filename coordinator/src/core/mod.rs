@@ -176,6 +176,7 @@ impl Core {
             }
             _ if !live => {}
             Report::Disconnected => self.disconnect(id),
+            Report::Draining(draining) => self.set_declining(id, draining),
             Report::Ended { attempt, outcome } => {
                 if let Some(place) = self.held_place(id, attempt) {
                     self.record_outcome(place, outcome);

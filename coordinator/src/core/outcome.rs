@@ -261,6 +261,15 @@ pub enum Effect {
         /// What to start.
         assignments: Vec<Assignment>,
     },
+    /// Tell an agent that it gets nothing more, or does again.
+    Drain {
+        /// The agent.
+        agent: AgentId,
+        /// Its session.
+        session: SessionId,
+        /// Whether it is drained.
+        drained: bool,
+    },
     /// Tell an agent to stop an attempt that is not its own, or no longer.
     Fence {
         /// The agent.
@@ -306,6 +315,8 @@ pub enum Standing {
     GoOn,
     /// It is not, or no longer: stop it and forget it.
     Fenced,
+    /// It has ended, and nobody waits for that: forget it.
+    Settled,
 }
 
 /// Why a session is closed.

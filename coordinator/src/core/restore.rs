@@ -86,7 +86,7 @@ impl Core {
             if let Some(capacity) = row.capacity.clone().filter(|_| row.state != AgentState::Revoked) {
                 core.schedule.set_capacity(row.id, capacity);
             }
-            core.agents.insert(row.id, Agent { row, session: None, held: BTreeSet::new() });
+            core.agents.insert(row.id, Agent::new(row));
         }
         let mut quarantined = Vec::new();
         for live in rows.runs {

@@ -316,6 +316,23 @@ fn a_drained_agent_finishes_what_it_has_and_gets_no_more() {
 }
 
 #[test]
+fn an_agent_that_declines_gets_nothing_until_it_says_otherwise_or_comes_back() {
+    let (mut world, agent) = world(&[JobSpec { width: 5, ..JobSpec::default() }]);
+    let over = session(&world, agent);
+    world.report(agent, over, Report::Draining(true));
+    run(&mut world, agent, attempt(0, 1), Verdict::Succeeded);
+    assert_eq!(states(&world, 5)[2], "queued");
+    world.report(agent, over, Report::Draining(false));
+    assert_eq!(states(&world, 5)[2], "assigned");
+    world.report(agent, over, Report::Draining(true));
+    world.settle();
+    run(&mut world, agent, attempt(1, 1), Verdict::Succeeded);
+    assert_eq!(states(&world, 5)[3], "queued");
+    world.connect(agent);
+    assert_eq!(states(&world, 5)[3], "assigned");
+}
+
+#[test]
 fn work_goes_to_the_agent_with_the_most_free_slots_and_the_oldest_pack_run_first() {
     let mut world = World::new();
     world.command(make::register("pack", b"1")).unwrap();

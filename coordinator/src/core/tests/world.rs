@@ -189,6 +189,7 @@ impl World {
             Effect::CancelAttempt { agent, session, .. }
             | Effect::CloseSession { agent, session, .. }
             | Effect::Dispatch { agent, session, .. }
+            | Effect::Drain { agent, session, .. }
             | Effect::Fence { agent, session, .. }
             | Effect::Settled { agent, session, .. }
             | Effect::Welcome { agent, session, .. } => (*agent, *session),
@@ -225,7 +226,7 @@ impl World {
             Effect::Welcome { standings, .. } => {
                 for (attempt, standing) in standings {
                     match standing {
-                        Standing::Fenced => drop(model.journal.remove(attempt)),
+                        Standing::Fenced | Standing::Settled => drop(model.journal.remove(attempt)),
                         Standing::GoOn => {}
                     }
                 }
@@ -238,7 +239,7 @@ impl World {
                     self.report(agent, session, Report::Ended { attempt, outcome });
                 }
             }
-            Effect::Reply { .. } => {}
+            Effect::Drain { .. } | Effect::Reply { .. } => {}
         }
     }
 
