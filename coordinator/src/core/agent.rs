@@ -4,8 +4,9 @@ use packrun_protocol::id::AgentId;
 use packrun_protocol::name::{Labels, Name};
 
 use super::Core;
+use super::change::{AgentRow, AgentState, Change};
 use super::deadline::Deadline;
-use super::outcome::{AgentRow, AgentState, Change, CloseReason, Effect, Refusal, Reply};
+use super::outcome::{CloseReason, Effect, Refusal, Reply};
 use super::state::Agent;
 
 impl Core {

@@ -12,9 +12,10 @@ use packrun_protocol::name::Labels;
 use packrun_protocol::state::{AttemptState, JobRunState, Reason};
 
 use super::Core;
+use super::change::{AgentState, Change};
 use super::deadline::Deadline;
 use super::event::{Capacity, Held, Phase, SessionId};
-use super::outcome::{AgentState, Change, CloseReason, Effect, Standing};
+use super::outcome::{CloseReason, Effect, Standing};
 use super::state::Place;
 
 impl Core {

@@ -10,8 +10,8 @@ use packrun_protocol::state::{AttemptState, JobRunState};
 use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
+use super::change::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::deadline::Deadline;
-use super::outcome::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::state::{Agent, Attempt, PackRun, Place};
 use super::{Config, Core, PackHead};
 

@@ -12,8 +12,8 @@ use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
+use super::change::{AgentRow, AgentState, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::event::SessionId;
-use super::outcome::{AgentRow, AgentState, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::plan::{JobIndex, PlannedJob, PlannedRun};
 
 /// Where a job run lies. The order is the order of the queues: oldest pack run first, then the plan's.

@@ -31,6 +31,11 @@ pub(super) fn check_run(store: &Store, run: PackRunId) {
         };
         for planned in &job.runs {
             let key = &planned.key;
+            if let Some(row) = store.job_runs.get(&planned.id) {
+                let tries = row.attempt.map_or(0, packrun_protocol::id::AttemptNumber::get);
+                assert!(tries <= job.retry.attempts, "{key} was tried {tries} times");
+                assert!(!row.canceled || row.state != JobRunState::Queued, "{key} is retried, and canceled");
+            }
             match store.state(planned.id) {
                 JobRunState::Blocked => assert!(!ended, "{key} is blocked by nothing"),
                 JobRunState::Skipped => assert!(ended && !holds, "{key} was skipped, and its `when` holds"),

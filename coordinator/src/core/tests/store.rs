@@ -9,7 +9,7 @@ use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::JobRunState;
 
-use crate::core::outcome::{
+use crate::core::change::{
     AgentRow, ArtifactRow, AttemptRow, Change, FeedEntry, FeedRow, JobRunRow, PackRunRow, PackVersionRow,
     ProgressRow,
 };

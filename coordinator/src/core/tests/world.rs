@@ -11,9 +11,10 @@ use packrun_protocol::time::Timestamp;
 use super::make::{agent_id, artifact, name, outcome};
 use super::rules;
 use super::store::Store;
+use crate::core::change::{AgentState, Change};
 use crate::core::deadline::Deadline;
 use crate::core::event::{Capacity, Command, Event, Held, Phase, Report, SessionId, Ticket};
-use crate::core::outcome::{AgentState, Change, CloseReason, Effect, Refusal, Reply, Standing, Step};
+use crate::core::outcome::{CloseReason, Effect, Refusal, Reply, Standing, Step};
 use crate::core::{Config, Core};
 
 /// An attempt in an agent's journal.
@@ -282,7 +283,7 @@ impl World {
         }
     }
 
-    /// A running attempt keeps a file, which needs a session.
+    /// A running attempt keeps a file, which needs a session. It says so twice.
     pub(super) fn keep(&mut self, agent: AgentId, attempt: AttemptId) {
         let Some(model) = self.agents.get_mut(&agent) else { return };
         let Some(session) = model.session else { return };
@@ -290,9 +291,12 @@ impl World {
         if entry.phase == Phase::Running {
             entry.artifacts += 1;
             let artifact = artifact(&format!("out/{}", entry.artifacts));
-            self.tickets += 1;
-            let ticket = Ticket(self.tickets);
-            self.report(agent, session, Report::ArtifactCommitted { ticket, attempt, artifact });
+            let ticket = Ticket(u64::MAX);
+            let report = Report::ArtifactCommitted { ticket, attempt, artifact };
+            self.report(agent, session, report.clone());
+            // The answer is lost, and the agent says it again.
+            let again = self.report(agent, session, report);
+            assert!(again.changes.is_empty(), "a file kept twice");
         }
     }
 
