@@ -1,13 +1,12 @@
 //! What is asked for agents: enrol, drain, resume, revoke.
 
-use std::collections::BTreeSet;
-
 use packrun_protocol::id::AgentId;
 use packrun_protocol::name::{Labels, Name};
 
 use super::Core;
+use super::change::{AgentRow, AgentState, Change};
 use super::deadline::Deadline;
-use super::outcome::{AgentRow, AgentState, Change, CloseReason, Effect, Refusal, Reply};
+use super::outcome::{CloseReason, Effect, Refusal, Reply};
 use super::state::Agent;
 
 impl Core {
@@ -17,7 +16,7 @@ impl Core {
         self.agents.entry(id).or_insert_with(|| {
             let row = AgentRow { id, name, granted, capacity: None, state, enrolled_at };
             self.out.changes.push(Change::Agent(row.clone()));
-            Agent { row, session: None, held: BTreeSet::new() }
+            Agent::new(row)
         });
         Reply::Done
     }
@@ -31,9 +30,18 @@ impl Core {
             _ => agent.row.state = state,
         }
         self.out.changes.push(Change::Agent(agent.row.clone()));
-        let open = !draining && agent.session.is_some();
-        self.schedule.set_open(id, open);
+        if let Some(session) = agent.session {
+            self.out.effects.push(Effect::Drain { agent: id, session, drained: draining });
+        }
+        self.schedule.set_open(id, agent.is_open());
         Ok(Reply::Done)
+    }
+
+    /// Heeds what an agent says of itself; a drain that was asked for holds in any case.
+    pub(super) fn set_declining(&mut self, id: AgentId, declines: bool) {
+        let Some(agent) = self.agents.get_mut(&id) else { return };
+        agent.declines = declines;
+        self.schedule.set_open(id, agent.is_open());
     }
 
     /// Shuts an agent out. What it holds is lost at once: it will never report again.

@@ -11,10 +11,11 @@ use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber};
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason, Verdict};
 
 use super::Core;
+use super::change::{ArtifactRow, Change, FeedEntry};
 use super::deadline::Deadline;
 use super::event::Artifact;
 use super::job::Input;
-use super::outcome::{ArtifactRow, Assignment, Change, FeedEntry, Reply};
+use super::outcome::{Assignment, Reply};
 use super::plan::Retry;
 use super::state::{Attempt, Place};
 

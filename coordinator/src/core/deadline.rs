@@ -45,4 +45,9 @@ impl Deadlines {
         self.clear(deadline);
         Some(deadline)
     }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Deadline> {
+        self.times.keys()
+    }
 }

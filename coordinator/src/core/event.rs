@@ -164,6 +164,8 @@ pub enum Report {
     },
     /// The session is over.
     Disconnected,
+    /// The agent wants nothing more in this session, or wants it again.
+    Draining(bool),
     /// An attempt is over, its log is on the coordinator's disk and its artifacts were committed.
     Ended {
         /// Which one.

@@ -12,9 +12,10 @@ use packrun_protocol::name::Labels;
 use packrun_protocol::state::{AttemptState, JobRunState, Reason};
 
 use super::Core;
+use super::change::{AgentState, Change};
 use super::deadline::Deadline;
 use super::event::{Capacity, Held, Phase, SessionId};
-use super::outcome::{AgentState, Change, CloseReason, Effect, Standing};
+use super::outcome::{CloseReason, Effect, Standing};
 use super::state::Place;
 
 impl Core {
@@ -27,12 +28,20 @@ impl Core {
         let mut standings = Vec::with_capacity(held.len());
         for held in held {
             let place = self.held_place(id, held.attempt);
-            standings.push((held.attempt, if place.is_some() { Standing::GoOn } else { Standing::Fenced }));
+            let standing = match (place, held.phase) {
+                (Some(_), _) => Standing::GoOn,
+                (None, Phase::Ended) => Standing::Settled,
+                (None, Phase::Assigned | Phase::Running) => Standing::Fenced,
+            };
+            standings.push((held.attempt, standing));
             reported.extend(place.map(|place| (place, held.phase)));
         }
         self.out.effects.push(Effect::Welcome { agent: id, session, epoch: self.epoch, standings });
         let Some(agent) = self.agents.get(&id) else { return };
-        let (open, holds) = (agent.row.state == AgentState::Active, agent.held.clone());
+        if agent.row.state == AgentState::Drained {
+            self.out.effects.push(Effect::Drain { agent: id, session, drained: true });
+        }
+        let (open, holds) = (agent.is_open(), agent.held.clone());
         for place in holds {
             self.reconcile(id, place, reported.get(&place).copied());
         }
@@ -67,6 +76,7 @@ impl Core {
             agent.row.capacity = Some(capacity.clone());
             self.out.changes.push(Change::Agent(agent.row.clone()));
         }
+        agent.declines = false;
         self.deadlines.clear(Deadline::Lease(id));
         self.schedule.set_capacity(id, capacity);
         Ok(())

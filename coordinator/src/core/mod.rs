@@ -15,6 +15,7 @@
 
 mod agent;
 mod attempt;
+pub mod change;
 mod deadline;
 pub mod event;
 mod job;
@@ -39,10 +40,11 @@ use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
 use packrun_protocol::time::Timestamp;
 
+use self::change::{Change, FeedEntry};
 use self::deadline::{Deadline, Deadlines};
 use self::event::{Command, Event, Idempotency, Report, SessionId};
 use self::job::Input;
-use self::outcome::{Assignment, Change, Effect, FeedEntry, Refusal, Reply, Step};
+use self::outcome::{Assignment, Effect, Refusal, Reply, Step};
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};
@@ -176,6 +178,7 @@ impl Core {
             }
             _ if !live => {}
             Report::Disconnected => self.disconnect(id),
+            Report::Draining(draining) => self.set_declining(id, draining),
             Report::Ended { attempt, outcome } => {
                 if let Some(place) = self.held_place(id, attempt) {
                     self.record_outcome(place, outcome);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use packrun_protocol::id::Digest;
 use packrun_protocol::name::Name;
 
-use super::outcome::{Change, PackVersionRow, Reply};
+use super::change::{Change, PackVersionRow};
+use super::outcome::Reply;
 use super::{Core, PackHead};
 
 impl Core {

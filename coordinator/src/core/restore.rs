@@ -10,8 +10,8 @@ use packrun_protocol::state::{AttemptState, JobRunState};
 use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
+use super::change::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::deadline::Deadline;
-use super::outcome::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::state::{Agent, Attempt, PackRun, Place};
 use super::{Config, Core, PackHead};
 
@@ -86,7 +86,7 @@ impl Core {
             if let Some(capacity) = row.capacity.clone().filter(|_| row.state != AgentState::Revoked) {
                 core.schedule.set_capacity(row.id, capacity);
             }
-            core.agents.insert(row.id, Agent { row, session: None, held: BTreeSet::new() });
+            core.agents.insert(row.id, Agent::new(row));
         }
         let mut quarantined = Vec::new();
         for live in rows.runs {

@@ -10,10 +10,11 @@ use packrun_protocol::id::{JobRunId, PackRunId};
 use packrun_protocol::state::{JobRunState, PackRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
+use super::change::{Change, FeedEntry, FeedRow, PackRunRow};
 use super::deadline::Deadline;
 use super::event::NewRun;
 use super::job::Input;
-use super::outcome::{Change, Effect, FeedEntry, FeedRow, PackRunRow, Refusal, Reply};
+use super::outcome::{Effect, Refusal, Reply};
 use super::plan::{JobIndex, When};
 use super::state::{PackRun, Place};
 use super::{Core, KEY_MEMORY};

@@ -198,6 +198,13 @@ impl Schedule {
         }
     }
 
+    /// Whether nothing is queued and nothing taken.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.classes.values().all(|class| class.queue.is_empty())
+            && self.hosts.values().all(|host| (host.slots_used, host.cpu_used, host.memory_used) == (0, 0, 0))
+    }
+
     fn mark(&mut self, id: ClassId) {
         let Some(class) = self.classes.get(&id) else { return };
         if let (Some(&first), false) = (class.queue.first(), class.free.is_empty()) {

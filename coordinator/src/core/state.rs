@@ -12,8 +12,8 @@ use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
+use super::change::{AgentRow, AgentState, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::event::SessionId;
-use super::outcome::{AgentRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::plan::{JobIndex, PlannedJob, PlannedRun};
 
 /// Where a job run lies. The order is the order of the queues: oldest pack run first, then the plan's.
@@ -79,8 +79,21 @@ pub(super) struct Attempt {
 pub(super) struct Agent {
     pub(super) row: AgentRow,
     pub(super) session: Option<SessionId>,
+    /// Whether it said in this session that it wants nothing more.
+    pub(super) declines: bool,
     /// The job runs whose current attempt it holds.
     pub(super) held: BTreeSet<Place>,
+}
+
+impl Agent {
+    pub(super) const fn new(row: AgentRow) -> Self {
+        Self { row, session: None, declines: false, held: BTreeSet::new() }
+    }
+
+    /// Whether it may be given more.
+    pub(super) fn is_open(&self) -> bool {
+        self.session.is_some() && !self.declines && self.row.state == AgentState::Active
+    }
 }
 
 impl PackRun {

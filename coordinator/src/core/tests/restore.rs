@@ -1,0 +1,89 @@
+//! Rows that contradict themselves: a pack run is left out and named, and the others go on.
+
+use packrun_protocol::id::{AttemptNumber, Epoch};
+use packrun_protocol::state::{JobRunState, PackRunState};
+use proptest::prelude::*;
+
+use super::make::{self, JobSpec, job_run_id, new_run, plan, run_id, slots};
+use super::world::World;
+use crate::core::event::{Command, Event};
+use crate::core::{Config, Core, LiveRun, RestoreError, Rows};
+
+/// Two pack runs of two jobs each, the first job assigned.
+fn rows() -> Rows {
+    let mut world = World::new();
+    world.command(make::register("pack", b"1")).unwrap();
+    let agent = world.enrol(0, slots(2));
+    world.connect(agent);
+    for number in 0..2 {
+        let plan = plan(number * 10, &[JobSpec::default(), JobSpec::needing(&[0])]);
+        world.command(Command::CreateRun(Box::new(new_run(number, plan)))).unwrap();
+    }
+    world.live.rows()
+}
+
+fn restore_broken(damage: impl FnOnce(&mut LiveRun)) -> Vec<RestoreError> {
+    let mut rows = rows();
+    damage(&mut rows.runs[0]);
+    let (core, quarantined) = Core::restore(Config::default(), Epoch(2), make_now(), rows);
+    assert!(core.runs.contains_key(&run_id(1)), "the other pack run goes on");
+    quarantined.into_iter().map(|quarantined| quarantined.error).collect()
+}
+
+fn make_now() -> packrun_protocol::time::Timestamp {
+    packrun_protocol::time::Timestamp::from_micros(5_000_000)
+}
+
+#[test]
+fn every_contradiction_is_named() {
+    assert_eq!(restore_broken(|_| {}), []);
+    let attempt = [RestoreError::Attempt(job_run_id(0))];
+    assert_eq!(restore_broken(|run| run.attempts.clear()), attempt);
+    assert_eq!(
+        restore_broken(|run| run.attempts[0].agent = make::agent_id(9)),
+        attempt,
+        "an agent that nobody knows"
+    );
+    assert_eq!(restore_broken(|run| run.job_runs[0].attempt = AttemptNumber::new(2)), attempt);
+    assert_eq!(restore_broken(|run| run.job_runs[0].index = 7), [RestoreError::JobRun(job_run_id(0))]);
+    assert_eq!(restore_broken(|run| run.progress.state = PackRunState::Failed), [RestoreError::State]);
+    assert_eq!(
+        restore_broken(|run| {
+            run.attempts.clear();
+            run.job_runs[0].state = JobRunState::Succeeded;
+        }),
+        [RestoreError::Dependency(job_run_id(1), JobRunState::Blocked)]
+    );
+    let mut twice = rows();
+    twice.runs.push(twice.runs[0].clone());
+    let (_, quarantined) = Core::restore(Config::default(), Epoch(2), make_now(), twice);
+    assert_eq!(quarantined[0].error, RestoreError::Twice);
+}
+
+proptest! {
+    #[test]
+    fn no_rows_make_it_panic(
+        states in proptest::collection::vec((0..10_usize, 0..3_u32, any::<u32>(), any::<bool>()), 0..4),
+        drop_attempts in any::<bool>(),
+    ) {
+        let mut rows = rows();
+        for run in &mut rows.runs {
+            for (position, (state, index, number, canceled)) in states.iter().enumerate() {
+                let Some(mut row) = run.job_runs.get(position).or(run.job_runs.first()).cloned() else { break };
+                row.state = JobRunState::ALL[*state];
+                row.index = *index;
+                row.attempt = AttemptNumber::new(number % 3);
+                row.canceled = *canceled;
+                if position % 2 == 1 {
+                    row.id = run.row.plan.job_runs().nth(*index as usize).map_or(row.id, |planned| planned.id);
+                }
+                run.job_runs.push(row);
+            }
+            if drop_attempts {
+                run.attempts.clear();
+            }
+        }
+        let (mut core, _) = Core::restore(Config::default(), Epoch(2), make_now(), rows);
+        let _ = core.apply(make_now() + std::time::Duration::from_secs(3600), Event::Wake);
+    }
+}
