@@ -2,7 +2,7 @@
 //! matter; what is wrong is reported and replaced by a default, so that one pass finds all of it.
 
 mod graph;
-mod job;
+pub(super) mod job;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -18,8 +18,8 @@ use super::{JOB_RUNS_MAX, rules};
 
 pub(super) use self::graph::topological_order;
 
-const PACK_KEYS: [&str; 5] = ["name", "description", "params", "env", "jobs"];
-const PARAM_KEYS: [&str; 3] = ["default", "choices", "description"];
+pub(in crate::pack) const PACK_KEYS: [&str; 5] = ["name", "description", "params", "env", "jobs"];
+pub(in crate::pack) const PARAM_KEYS: [&str; 3] = ["default", "choices", "description"];
 
 /// The pack that `root` describes; `None` with at least one more problem.
 pub(super) fn check(root: &Node, problems: &mut Problems) -> Option<Pack> {

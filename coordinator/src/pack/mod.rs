@@ -45,6 +45,9 @@ pub const JOB_RUNS_MAX: usize = 20_000;
 /// Largest plan, in bytes of its texts, rendered, and what they are kept in.
 pub const PLAN_BYTES_MAX: usize = 64 << 20;
 
+/// The JSON Schema of a pack file, for editors. It can't say all that [`check`](fn@check) finds.
+pub const JSON_SCHEMA: &str = include_str!("schema.json");
+
 /// What a pack file is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {

@@ -190,7 +190,7 @@ pub(super) fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         .take(CANDIDATES_MAX)
         .filter(|candidate| candidate.len().abs_diff(name.len()) <= 4 * edits_max)
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-        .filter(|(edits, _)| *edits <= edits_max)
+        .filter(|(edits, _)| *edits <= edits_max && *edits < length)
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate.to_owned())
 }

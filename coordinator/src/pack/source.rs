@@ -209,14 +209,10 @@ fn plain_yaml(text: Cow<'_, str>) -> Value {
 }
 
 fn read_toml(text: &str, builder: &mut Builder<'_>) -> Result<(), Stop> {
-    let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
+    let document = DeTable::parse(text).map_err(|error| {
         let at = Place(error.span().map_or(0, |span| span.start));
-        builder.problems.add(at, Kind::Syntax, format!("not valid TOML: {}", error.message()));
-    }
-    if !errors.is_empty() {
-        return Err(Stop);
-    }
+        builder.stop(at, Kind::Syntax, format!("not valid TOML: {}", error.message()))
+    })?;
     walk_table(Place(0), document.get_ref(), builder)
 }
 

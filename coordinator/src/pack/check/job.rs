@@ -10,12 +10,12 @@ use super::{KnownNames, name, template, variables};
 use crate::core::plan::{Retry, When};
 use crate::pack::fields::{Fields, Reader};
 use crate::pack::model::{Action, Artifact, Axis, Input, Job};
-use crate::pack::problem::{Kind, closest, excerpt};
+use crate::pack::problem::{Kind, excerpt};
 use crate::pack::source::{Key, Node, Value};
 use crate::pack::template::Template;
 use crate::pack::{quantity, rules};
 
-const JOB_KEYS: [&str; 15] = [
+pub(in crate::pack) const JOB_KEYS: [&str; 15] = [
     "run",
     "command",
     "needs",
@@ -32,10 +32,10 @@ const JOB_KEYS: [&str; 15] = [
     "workdir",
     "description",
 ];
-const RESOURCES_KEYS: [&str; 2] = ["cpus", "memory"];
-const RETRY_KEYS: [&str; 2] = ["attempts", "backoff"];
-const ARTIFACT_KEYS: [&str; 3] = ["path", "name", "optional"];
-const INPUT_KEYS: [&str; 4] = ["from", "artifact", "to", "optional"];
+pub(in crate::pack) const RESOURCES_KEYS: [&str; 2] = ["cpus", "memory"];
+pub(in crate::pack) const RETRY_KEYS: [&str; 2] = ["attempts", "backoff"];
+pub(in crate::pack) const ARTIFACT_KEYS: [&str; 3] = ["path", "name", "optional"];
+pub(in crate::pack) const INPUT_KEYS: [&str; 4] = ["from", "artifact", "to", "optional"];
 
 /// Most axes of a matrix.
 const AXES_MAX: usize = 16;
@@ -64,7 +64,8 @@ impl<'n> JobReader<'_, '_, 'n> {
         let name = name(self.reader, key);
         let Some(fields) = self.reader.fields(node, "a job", &JOB_KEYS) else { return (None, Vec::new()) };
         let needs = fields.get("needs").map(|node| self.needs(key, node)).unwrap_or_default();
-        let when = fields.get("when").and_then(|node| self.when(node, &needs)).unwrap_or_default();
+        let needed = fields.get("needs").map(texts).unwrap_or_default();
+        let when = fields.get("when").and_then(|node| self.when(node, &needed)).unwrap_or_default();
         let matrix_node = fields.get("matrix");
         let matrix = match (matrix_node, &name) {
             (Some(node), Some(name)) => self.matrix(name, node),
@@ -80,7 +81,7 @@ impl<'n> JobReader<'_, '_, 'n> {
         let timeout = fields.get("timeout").and_then(|node| self.timeout(node));
         let retry = fields.get("retry").and_then(|node| self.retry(node)).unwrap_or(RETRY_DEFAULT);
         let artifacts = fields.get("artifacts").map(|node| self.artifacts(node, scope)).unwrap_or_default();
-        let inputs = fields.get("inputs").map(|node| self.inputs(node, &needs, scope)).unwrap_or_default();
+        let inputs = fields.get("inputs").map(|node| self.inputs(node, &needed, scope)).unwrap_or_default();
         let allow_failure = self.truth(&fields, "allow_failure");
         let workdir = fields.get("workdir").and_then(|node| self.path(node, "`workdir`", scope));
         let description = fields.get("description").and_then(|node| self.reader.text(node, "`description`"));
@@ -163,7 +164,7 @@ impl<'n> JobReader<'_, '_, 'n> {
         needs
     }
 
-    fn when(&mut self, node: &Node, needs: &[usize]) -> Option<When> {
+    fn when(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<When> {
         let text = self.reader.scalar(node, "`when`")?;
         let when = match text {
             "success" => When::Success,
@@ -176,7 +177,7 @@ impl<'n> JobReader<'_, '_, 'n> {
                 return None;
             }
         };
-        if when == When::Failure && needs.is_empty() {
+        if when == When::Failure && needed.is_empty() {
             let message = "`when: failure` without `needs`: there is nothing that could fail";
             self.reader.report(node.at, Kind::Dependency, message);
         }
@@ -283,7 +284,19 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn artifacts(&mut self, node: &Node, scope: KnownNames<'_>) -> Vec<Artifact> {
         let items = self.reader.items(node, "`artifacts`").unwrap_or_default();
-        items.iter().filter_map(|item| self.artifact(item, scope)).collect()
+        let mut names = HashSet::new();
+        let mut artifacts = Vec::with_capacity(items.len());
+        for item in items {
+            let Some(artifact) = self.artifact(item, scope) else { continue };
+            if let Some(name) = artifact.name.as_ref().and_then(Template::literal)
+                && !names.insert(name.to_owned())
+            {
+                let message = format!("duplicate artifact name `{}`", excerpt(name));
+                self.reader.report(item.at, Kind::Duplicate, message);
+            }
+            artifacts.push(artifact);
+        }
+        artifacts
     }
 
     fn artifact(&mut self, node: &Node, scope: KnownNames<'_>) -> Option<Artifact> {
@@ -323,34 +336,44 @@ impl<'n> JobReader<'_, '_, 'n> {
         Some(path)
     }
 
-    fn inputs(&mut self, node: &Node, needs: &[usize], scope: KnownNames<'_>) -> Vec<Input> {
+    fn inputs(&mut self, node: &Node, needed: &BTreeSet<&str>, scope: KnownNames<'_>) -> Vec<Input> {
         let items = self.reader.items(node, "`inputs`").unwrap_or_default();
-        items.iter().filter_map(|item| self.input(item, needs, scope)).collect()
+        items.iter().filter_map(|item| self.input(item, needed, scope)).collect()
     }
 
-    fn input(&mut self, node: &Node, needs: &[usize], scope: KnownNames<'_>) -> Option<Input> {
+    fn input(&mut self, node: &Node, needed: &BTreeSet<&str>, scope: KnownNames<'_>) -> Option<Input> {
         let fields = self.reader.fields(node, "an input", &INPUT_KEYS)?;
         for key in ["from", "artifact"] {
             if fields.get(key).is_none() {
                 self.reader.report(fields.at, Kind::Missing, format!("an input needs `{key}`"));
             }
         }
-        let from = fields.get("from").and_then(|node| self.from(node, needs));
+        let from = fields.get("from").and_then(|node| self.from(node, needed));
         let artifact = fields.get("artifact").and_then(|node| self.path(node, "`artifact`", scope));
         let to = fields.get("to").and_then(|node| self.path(node, "`to`", scope));
         let optional = self.truth(&fields, "optional");
         Some(Input { from: from?, artifact: artifact?, to, optional })
     }
 
-    fn from(&mut self, node: &Node, needs: &[usize]) -> Option<Name> {
+    fn from(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<Name> {
         let text = self.reader.scalar(node, "`from`")?;
-        let needed = || needs.iter().filter_map(|need| self.names.get(*need).copied());
-        if !needed().any(|need| need == text) {
+        if !needed.contains(text) {
             let message = format!("`from: {}` is not among the job's `needs`", excerpt(text));
-            let suggestion = closest(text, needed());
-            self.reader.problems.add_with(node.at, Kind::UnknownReference, message, suggestion);
+            let needed = needed.iter().copied();
+            self.reader.problems.add_unknown(node.at, Kind::UnknownReference, message, text, needed);
             return None;
         }
         self.reader.parsed(node, "`from`")
     }
+}
+
+/// The names in a list of needs, whether there are such jobs or not: what else refers to them is then no second
+/// problem.
+fn texts(node: &Node) -> BTreeSet<&str> {
+    let Value::Sequence(items) = &node.value else { return BTreeSet::new() };
+    let texts = items.iter().filter_map(|item| match &item.value {
+        Value::Plain(text) | Value::Quoted(text) => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
 }

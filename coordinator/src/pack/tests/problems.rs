@@ -74,6 +74,10 @@ fn what_a_job_needs_has_to_be_other_jobs_without_a_cycle() {
             "6:13: unknown job `biuld` in `needs`; did you mean `build`? [unknown_reference]",
         ),
         (
+            "name: p\njobs:\n  a: {run: x}\n  b: {run: x, needs: [q], when: failure, inputs: [{from: q, artifact: f}]}\n",
+            "4:23: unknown job `q` in `needs` [unknown_reference]",
+        ),
+        (
             "name: p\njobs:\n  a: {run: x, needs: [b]}\n  b: {run: x, needs: [a]}\n  c: {run: x, needs: [b]}\n",
             "3:3: jobs need each other: a → b → a [dependency]",
         ),
@@ -99,7 +103,7 @@ fn an_input_comes_from_a_direct_need() {
     let text = "name: p\njobs:\n  a: {run: x}\n  b: {run: x, needs: [a]}\n  c:\n    run: x\n    needs: [b]\n    inputs: [{from: a, artifact: f}, {artifact: /f, from: b, to: ../g}, {from: b}]\n";
     assert_eq!(
         report(Format::Yaml, text),
-        "8:21: `from: a` is not among the job's `needs`; did you mean `b`? [unknown_reference]\n\
+        "8:21: `from: a` is not among the job's `needs` [unknown_reference]\n\
          8:49: an absolute path is not allowed; give it relative to the workspace [value]\n\
          8:66: a path may not contain empty components, `.` or `..` [value]\n\
          8:73: an input needs `artifact` [missing]"
@@ -207,6 +211,10 @@ fn values_keep_their_rules() {
             "labels: { 'a b': c, d: \"e\\n\" }",
             "5:15: `a b` is not a valid label: a key takes 1 to 63 characters of A-Z, a-z, 0-9, `.`, `_`, `/` and `-` [value]\n\
              5:28: `e\n` is not a valid label: a value takes at most 255 bytes without control characters [value]",
+        ),
+        (
+            "artifacts: [{path: a, name: x}, {path: b, name: x}]",
+            "5:37: duplicate artifact name `x` [duplicate]",
         ),
         ("env: { A: \"\\0\" }", "5:15: a text may not contain NUL [value]"),
         ("needs: a", "5:12: `needs` has to be a list, but is a plain value [type]"),
