@@ -102,11 +102,20 @@ fn template(reader: &mut Reader<'_>, node: &Node, what: &str, scope: KnownNames<
     Some(template)
 }
 
+/// A template whose text a process can be given as an argument or a variable.
+fn word(reader: &mut Reader<'_>, node: &Node, what: &str, scope: KnownNames<'_>) -> Option<Template> {
+    let word = template(reader, node, what, scope)?;
+    if let Some(text) = word.literal() {
+        reader.checked(node.at, rules::word(text));
+    }
+    Some(word)
+}
+
 fn variables(reader: &mut Reader<'_>, node: &Node, scope: KnownNames<'_>) -> Vec<Variable> {
     let mut variables = Vec::new();
     for (key, value) in reader.entries(node, "`env`").unwrap_or_default() {
         reader.checked(key.at, rules::variable_name(&key.text));
-        if let Some(value) = template(reader, value, "a variable", scope) {
+        if let Some(value) = word(reader, value, "a variable", scope) {
             variables.push(Variable { name: key.text.clone(), value });
         }
     }

@@ -158,7 +158,7 @@ impl Renderer<'_> {
             Action::Script(script) => job::Action::Script(self.text("`run`", script)?),
             Action::Command(words) => {
                 let words: Vec<String> =
-                    words.iter().map(|word| self.text("`command`", word)).collect::<Result<_, _>>()?;
+                    words.iter().map(|word| self.word("`command`", word)).collect::<Result<_, _>>()?;
                 if words.first().is_none_or(String::is_empty) {
                     return Err(self.broken("`command`", "the program is empty"));
                 }
@@ -207,7 +207,7 @@ impl Renderer<'_> {
         let mut env = Vec::with_capacity(pack.env.len() + job.env.len() + pack.params.len());
         for variable in inherited.chain(&job.env) {
             let name = self.kept(&variable.name)?;
-            env.push((name, self.text("`env`", &variable.value)?));
+            env.push((name, self.word("`env`", &variable.value)?));
         }
         let Scope { params, matrix } = self.scope;
         let params = pack.params.iter().filter_map(|param| Some((&param.name, params.get(&param.name)?)));
@@ -236,6 +236,12 @@ impl Renderer<'_> {
         })?;
         self.take(rendered.len())?;
         Ok(rendered)
+    }
+
+    fn word(&mut self, field: &'static str, template: &Template) -> Result<String, PlanError> {
+        let text = self.text(field, template)?;
+        rules::word(&text).map_err(|error| self.broken(field, error))?;
+        Ok(text)
     }
 
     fn parsed<T, E: Display>(

@@ -4,6 +4,14 @@
 use globset::Glob;
 use packrun_protocol::path::RelativePath;
 
+use super::problem::excerpt;
+
+/// Longest argument of a command or value of a variable, in bytes. Linux takes at most 128 KiB for one with its
+/// variable's name (`MAX_ARG_STRLEN`).
+const WORD_BYTES_MAX: usize = 100 << 10;
+
+const VARIABLE_NAME_BYTES_MAX: usize = 255;
+
 /// An artifact's path: inside the workspace, and a glob.
 pub(super) fn artifact_path(text: &str) -> Result<(), String> {
     text.parse::<RelativePath>().map_err(|error| error.to_string())?;
@@ -16,9 +24,17 @@ pub(super) fn relative_path(text: &str) -> Result<RelativePath, String> {
     text.parse::<RelativePath>().map_err(|error| error.to_string())
 }
 
+/// A text that a process can be given as an argument or a variable.
+pub(super) fn word(text: &str) -> Result<(), String> {
+    if text.len() <= WORD_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!("an argument or variable takes at most {WORD_BYTES_MAX} bytes"))
+}
+
 /// The name of a variable that a pack may set.
 pub(super) fn variable_name(text: &str) -> Result<(), String> {
-    let shown = super::problem::excerpt(text);
+    let shown = excerpt(text);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if text.is_empty() || text.as_bytes().first().is_some_and(u8::is_ascii_digit) || !text.bytes().all(plain)
     {
@@ -34,5 +50,3 @@ pub(super) fn variable_name(text: &str) -> Result<(), String> {
     }
     Ok(())
 }
-
-const VARIABLE_NAME_BYTES_MAX: usize = 255;

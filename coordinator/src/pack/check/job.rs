@@ -6,7 +6,7 @@ use std::time::Duration;
 use packrun_protocol::limit::LABELS_MAX;
 use packrun_protocol::name::{JobKey, Labels, MatrixValue, Name};
 
-use super::{KnownNames, name, template, variables};
+use super::{KnownNames, name, template, variables, word};
 use crate::core::plan::{Retry, When};
 use crate::pack::fields::{Fields, Reader};
 use crate::pack::model::{Action, Artifact, Axis, Input, Job};
@@ -123,7 +123,7 @@ impl<'n> JobReader<'_, '_, 'n> {
                 let items = self.reader.items(node, "`command`")?;
                 let words: Vec<Template> = items
                     .iter()
-                    .filter_map(|item| template(self.reader, item, "a word of `command`", scope))
+                    .filter_map(|item| word(self.reader, item, "a word of `command`", scope))
                     .collect();
                 if items.is_empty() || words.first().and_then(Template::literal) == Some("") {
                     self.reader.report(node.at, Kind::Value, "`command` has to start with a program");

@@ -289,6 +289,21 @@ fn text_that_is_no_text_is_refused_with_its_place() {
 }
 
 #[test]
+fn texts_that_no_agent_could_take_are_refused() {
+    let text = "v".repeat(102_401);
+    let long = "v".repeat(512 * 1024 + 1);
+    assert_eq!(
+        report(Format::Yaml, &format!("name: p\nenv: {{A: {text}}}\njobs: {{a: {{command: [x, {text}]}}}}")),
+        "2:10: an argument or variable takes at most 102400 bytes [value]\n\
+         3:25: an argument or variable takes at most 102400 bytes [value]"
+    );
+    assert_eq!(
+        report(Format::Yaml, &format!("name: p\ndescription: {text}\njobs: {{a: {{run: {long}}}}}")),
+        "2:14: `description` takes at most 65536 bytes [limit]\n3:17: `run` takes at most 524288 bytes [limit]"
+    );
+}
+
+#[test]
 fn deep_and_endless_files_end_at_their_bounds() {
     for format in [Format::Yaml, Format::Json, Format::Toml] {
         let text = match format {
