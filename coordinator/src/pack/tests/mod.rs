@@ -1,0 +1,28 @@
+//! The pack language from the outside: a file's text in, a pack, a plan or problems out.
+
+mod equivalence;
+mod expansion;
+mod problems;
+mod properties;
+mod schema;
+
+use super::{Format, InvalidPack, Pack, check};
+
+/// The pack of a YAML text that is right.
+fn pack(text: &str) -> Pack {
+    check(Format::Yaml, text.as_bytes())
+        .unwrap_or_else(|error| panic!("{}\n{text}", error.report("pack.yaml")))
+}
+
+/// What is wrong with a text, a line each.
+fn report(format: Format, text: &str) -> String {
+    match check(format, text.as_bytes()) {
+        Ok(pack) => panic!("accepted: {}", pack.canonical()),
+        Err(error) => lines(&error),
+    }
+}
+
+fn lines(error: &InvalidPack) -> String {
+    let lines = error.problems.iter().map(|problem| format!("{problem} [{}]", problem.kind.as_str()));
+    lines.collect::<Vec<_>>().join("\n")
+}
