@@ -1,3 +1,4 @@
 //! The coordinator of packrun. Its rooms are listed in README.md, "The house".
 
 pub mod core;
+pub mod logs;
