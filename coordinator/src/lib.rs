@@ -1,4 +1,5 @@
 //! The coordinator of packrun. Its rooms are listed in README.md, "The house".
 
+pub mod artifacts;
 pub mod core;
 pub mod logs;

@@ -160,6 +160,7 @@ async fn segments_go_when_their_runs_are_closed_and_nothing_of_them_is_kept() {
         store.append(block(attempt(1), seq, 1)).await.unwrap();
     }
     store.append(block(attempt(2), 0, 1)).await.unwrap();
+    store.progress(attempt(2)).unwrap().wait_for(|progress| progress.durable == 1).await.unwrap();
     let kept = store.seal(attempt(1)).await.unwrap();
     assert_eq!(store.drop_segments(|_| false).unwrap(), [0_u64; 0], "a live run holds them");
     let first = store.checkpoint();
