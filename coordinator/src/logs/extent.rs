@@ -17,8 +17,9 @@ use tokio::sync::watch;
 
 use super::segment::{Position, RECORD_HEADER_BYTES, RecordHeader};
 
-/// An extent takes no more blocks at this length, so that a seek reads little more than it wants.
-pub(super) const EXTENT_BYTES_MAX: u32 = 256 << 10;
+/// An extent takes no more blocks at this length, so that a seek reads little more than it wants,
+/// and a merge holds little of each attempt.
+pub(super) const EXTENT_BYTES_MAX: u32 = 64 << 10;
 
 /// Blocks of one attempt that lie behind one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,12 +143,15 @@ impl RunLog {
         Arc::new(Self { id, attempts: RwLock::default(), progress })
     }
 
-    /// Adds an attempt, or changes the correction of one it has.
-    pub(super) fn open_attempt(&self, attempt: AttemptId, correction: i64) -> watch::Receiver<Progress> {
-        let mut attempts = self.write();
-        let log = attempts.logs.entry(attempt).or_insert_with(AttemptLog::new);
-        log.correction = correction;
-        log.progress.subscribe()
+    fn enter(&self, attempt: AttemptId) {
+        self.write().logs.entry(attempt).or_insert_with(AttemptLog::new);
+    }
+
+    /// Sets the correction of an attempt's blocks to come.
+    pub(super) fn correct(&self, attempt: AttemptId, correction: i64) {
+        if let Some(log) = self.write().logs.get_mut(&attempt) {
+            log.correction = correction;
+        }
     }
 
     pub(super) fn expected(&self, attempt: AttemptId) -> Option<Expected> {
@@ -166,12 +170,12 @@ impl RunLog {
         self.progress.borrow().next_arrival
     }
 
-    /// Makes blocks readable. `extents` are of one block each, in the order in which they lie in the log.
+    /// Makes blocks of attempts that were entered readable. `extents` are of one block each, in the order in which they lie in the log.
     pub(super) fn publish(&self, extents: &[(AttemptId, Extent)]) {
         let mut guard = self.write();
         let Attempts { logs, feed } = &mut *guard;
         for (attempt, extent) in extents {
-            let log = logs.entry(*attempt).or_insert_with(AttemptLog::new);
+            let Some(log) = logs.get_mut(attempt) else { continue };
             log.last_time = extent.last_time;
             if !log.extents.last_mut().is_some_and(|last| last.join(extent)) {
                 feed.push((*attempt, log.extents.len()));
@@ -285,13 +289,14 @@ struct RunMaps {
 }
 
 impl Runs {
-    /// The run of `attempt`: `pack_run`, unless it was entered before, for an attempt never changes its run.
+    /// The run of `attempt`, which is in it from now on: `pack_run`, unless it was entered before, for an attempt never changes its run.
     pub(super) fn enter(&self, attempt: AttemptId, pack_run: PackRunId) -> Arc<RunLog> {
         let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let RunMaps { runs, attempts } = &mut *maps;
         let run = attempts
             .entry(attempt)
             .or_insert_with(|| runs.entry(pack_run).or_insert_with(|| RunLog::new(pack_run)).clone());
+        run.enter(attempt);
         run.clone()
     }
 

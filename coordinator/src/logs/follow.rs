@@ -1,5 +1,5 @@
-//! Readers: of one attempt by entry, of a pack run by arrival. They read the segments themselves, at most one
-//! extent ahead, and wait for the log to grow; the writer never waits for them.
+//! Readers: of one attempt by sequence number, of a pack run by arrival. They read the segments themselves, at
+//! most one extent ahead, and wait for the log to grow; the writer never waits for them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -68,19 +68,19 @@ pub struct FeedPosition {
 
 /// Reads extents, each byte once although the last one grows.
 #[derive(Debug)]
-struct ExtentReader {
+pub(super) struct ExtentReader {
     dir: Arc<PathBuf>,
     open: Option<Arc<Segment>>,
     done: Option<(Position, u32)>,
 }
 
 impl ExtentReader {
-    fn new(dir: Arc<PathBuf>) -> Self {
+    pub(super) fn new(dir: Arc<PathBuf>) -> Self {
         Self { dir, open: None, done: None }
     }
 
     /// What `extent` has that was not yet read of it. Cancel safe.
-    async fn read(&mut self, extent: &Extent) -> Result<VecDeque<StoredBlock>, ReadError> {
+    pub(super) async fn read(&mut self, extent: &Extent) -> Result<VecDeque<StoredBlock>, ReadError> {
         let number = extent.at.segment;
         let done = self.done.filter(|(at, _)| *at == extent.at).map_or(0, |(_, done)| done);
         let from = Position { segment: number, offset: extent.at.offset + u64::from(done) };
@@ -125,160 +125,134 @@ impl ExtentReader {
     }
 }
 
+/// What a reader goes by, and where it learns of more.
 #[derive(Debug)]
-enum AttemptSource {
-    Kept(Vec<Extent>),
-    Live(Arc<RunLog>, AttemptId, watch::Receiver<Progress>),
+enum Source {
+    Attempt(Arc<RunLog>, AttemptId, watch::Receiver<Progress>),
+    Feed(Arc<RunLog>, watch::Receiver<FeedProgress>),
+    KeptAttempt(Vec<Extent>),
+    KeptFeed(Vec<Extent>),
 }
 
-/// Reads one attempt's log from some entry on.
+impl Source {
+    /// The extent with what is `next`, or that behind a gap there.
+    fn extent(&self, next: u64) -> Option<Extent> {
+        let first = |extents: &[Extent], behind: fn(&Extent) -> u64| {
+            extents.get(extents.partition_point(|extent| behind(extent) <= next)).copied()
+        };
+        match self {
+            Self::Attempt(run, attempt, _) => run.extent_from_seq(*attempt, next),
+            Self::Feed(run, _) => run.extent_from_arrival(next),
+            Self::KeptAttempt(extents) => first(extents, Extent::next_seq),
+            Self::KeptFeed(extents) => first(extents, Extent::next_arrival),
+        }
+    }
+
+    /// The numbers that a block has here: its first, and that behind it.
+    fn span(&self, block: &StoredBlock) -> (u64, u64) {
+        match self {
+            Self::Attempt(..) | Self::KeptAttempt(_) => (block.block.first_seq(), block.block.next_seq()),
+            Self::Feed(..) | Self::KeptFeed(_) => (block.arrival, block.arrival.saturating_add(1)),
+        }
+    }
+
+    /// Whether all there will ever be is readable. Growth after this call ends [`Source::grown`].
+    fn is_over(&mut self) -> bool {
+        match self {
+            Self::Attempt(_, _, progress) => progress.borrow_and_update().sealed,
+            Self::Feed(_, progress) => progress.borrow_and_update().finished,
+            Self::KeptAttempt(_) | Self::KeptFeed(_) => true,
+        }
+    }
+
+    async fn grown(&mut self) {
+        // The senders live in the run's log, which is held here.
+        let _ = match self {
+            Self::Attempt(_, _, progress) => progress.changed().await,
+            Self::Feed(_, progress) => progress.changed().await,
+            Self::KeptAttempt(_) | Self::KeptFeed(_) => Ok(()),
+        };
+    }
+}
+
+/// Reads the log of one attempt in sequence, or the feed of a pack run in order of arrival.
 #[derive(Debug)]
-pub struct AttemptReader {
-    source: AttemptSource,
+pub struct LogReader {
+    source: Source,
     extents: ExtentReader,
     blocks: VecDeque<StoredBlock>,
-    next_seq: u64,
+    /// Sequence or arrival number of what comes next.
+    next: u64,
+    /// Entries to leave out of the block `next` of a feed.
+    skip: u64,
 }
 
-impl AttemptReader {
-    pub(super) fn live(dir: Arc<PathBuf>, run: Arc<RunLog>, attempt: AttemptId, from: u64) -> Option<Self> {
+impl LogReader {
+    pub(super) fn attempt(
+        dir: Arc<PathBuf>,
+        run: Arc<RunLog>,
+        attempt: AttemptId,
+        from: u64,
+    ) -> Option<Self> {
         let progress = run.progress(attempt)?;
-        Some(Self::new(dir, AttemptSource::Live(run, attempt, progress), from))
+        Some(Self::new(dir, Source::Attempt(run, attempt, progress), from, 0))
     }
 
-    pub(super) fn kept(dir: Arc<PathBuf>, extents: Vec<Extent>, from: u64) -> Self {
-        Self::new(dir, AttemptSource::Kept(extents), from)
-    }
-
-    fn new(dir: Arc<PathBuf>, source: AttemptSource, next_seq: u64) -> Self {
-        Self { source, extents: ExtentReader::new(dir), blocks: VecDeque::new(), next_seq }
-    }
-
-    /// The next block; waits for it; `None` when the log is sealed and all was read. Cancel safe.
-    ///
-    /// # Errors
-    /// When the log can't be read. The same block is tried by the next call.
-    pub async fn next(&mut self) -> Result<Option<StoredBlock>, ReadError> {
-        loop {
-            let sealed = match &mut self.source {
-                AttemptSource::Kept(_) => true,
-                AttemptSource::Live(_, _, progress) => progress.borrow_and_update().sealed,
-            };
-            if let Some(block) = self.next_ready().await? {
-                return Ok(Some(block));
-            }
-            if let AttemptSource::Live(_, _, progress) = &mut self.source
-                && !sealed
-                && progress.changed().await.is_ok()
-            {
-                continue;
-            }
-            return Ok(None);
-        }
-    }
-
-    /// The next block, `None` when there is none yet. Cancel safe.
-    ///
-    /// # Errors
-    /// As [`AttemptReader::next`].
-    pub async fn next_ready(&mut self) -> Result<Option<StoredBlock>, ReadError> {
-        loop {
-            while let Some(mut block) = self.blocks.pop_front() {
-                if block.block.next_seq() > self.next_seq {
-                    block.skip = self.next_seq.saturating_sub(block.block.first_seq());
-                    self.next_seq = block.block.next_seq();
-                    return Ok(Some(block));
-                }
-            }
-            let extent = match &self.source {
-                AttemptSource::Kept(extents) => {
-                    extents.get(extents.partition_point(|extent| extent.next_seq() <= self.next_seq)).copied()
-                }
-                AttemptSource::Live(run, attempt, _) => run.extent_from_seq(*attempt, self.next_seq),
-            };
-            let Some(extent) = extent else { return Ok(None) };
-            self.blocks = self.extents.read(&extent).await?;
-        }
-    }
-}
-
-#[derive(Debug)]
-enum FeedSource {
-    Kept(Vec<Extent>),
-    Live(Arc<RunLog>, watch::Receiver<FeedProgress>),
-}
-
-/// Reads a pack run's blocks in order of arrival.
-#[derive(Debug)]
-pub struct FeedReader {
-    source: FeedSource,
-    extents: ExtentReader,
-    blocks: VecDeque<StoredBlock>,
-    next: FeedPosition,
-}
-
-impl FeedReader {
-    pub(super) fn live(dir: Arc<PathBuf>, run: Arc<RunLog>, from: FeedPosition) -> Self {
+    pub(super) fn feed(dir: Arc<PathBuf>, run: Arc<RunLog>, from: FeedPosition) -> Self {
         let progress = run.feed_progress();
-        Self::new(dir, FeedSource::Live(run, progress), from)
+        Self::new(dir, Source::Feed(run, progress), from.block, from.entry)
     }
 
-    pub(super) fn kept(dir: Arc<PathBuf>, mut extents: Vec<Extent>, from: FeedPosition) -> Self {
+    pub(super) fn kept_attempt(dir: Arc<PathBuf>, extents: Vec<Extent>, from: u64) -> Self {
+        Self::new(dir, Source::KeptAttempt(extents), from, 0)
+    }
+
+    pub(super) fn kept_feed(dir: Arc<PathBuf>, mut extents: Vec<Extent>, from: FeedPosition) -> Self {
         extents.sort_unstable_by_key(|extent| extent.first_arrival);
-        Self::new(dir, FeedSource::Kept(extents), from)
+        Self::new(dir, Source::KeptFeed(extents), from.block, from.entry)
     }
 
-    fn new(dir: Arc<PathBuf>, source: FeedSource, next: FeedPosition) -> Self {
-        Self { source, extents: ExtentReader::new(dir), blocks: VecDeque::new(), next }
+    fn new(dir: Arc<PathBuf>, source: Source, next: u64, skip: u32) -> Self {
+        let extents = ExtentReader::new(dir);
+        Self { source, extents, blocks: VecDeque::new(), next, skip: u64::from(skip) }
     }
 
-    /// The next block; waits for it; `None` when the run is finished and all was read. Cancel safe.
+    /// The next block; waits for it; `None` when the attempt is sealed or the run closed, and all was read.
+    /// Cancel safe.
     ///
     /// # Errors
-    /// When the log can't be read. The same block is tried by the next call.
+    /// When the log can't be read. The next call tries the same again.
     pub async fn next(&mut self) -> Result<Option<StoredBlock>, ReadError> {
         loop {
-            let finished = match &mut self.source {
-                FeedSource::Kept(_) => true,
-                FeedSource::Live(_, progress) => progress.borrow_and_update().finished,
-            };
-            if let Some(block) = self.next_ready().await? {
-                return Ok(Some(block));
+            let over = self.source.is_over();
+            let block = self.next_ready().await?;
+            if block.is_some() || over {
+                return Ok(block);
             }
-            if let FeedSource::Live(_, progress) = &mut self.source
-                && !finished
-                && progress.changed().await.is_ok()
-            {
-                continue;
-            }
-            return Ok(None);
+            self.source.grown().await;
         }
     }
 
     /// The next block, `None` when there is none yet. Cancel safe.
     ///
     /// # Errors
-    /// As [`FeedReader::next`].
+    /// As [`LogReader::next`].
     pub async fn next_ready(&mut self) -> Result<Option<StoredBlock>, ReadError> {
         loop {
-            while let Some(mut block) = self.blocks.pop_front() {
-                if block.arrival < self.next.block {
+            while let Some(block) = self.blocks.pop_front() {
+                let (first, behind) = self.source.span(&block);
+                if behind <= self.next {
                     continue;
                 }
-                if block.arrival == self.next.block {
-                    block.skip = u64::from(self.next.entry);
-                }
-                self.next = FeedPosition { block: block.arrival + 1, entry: 0 };
-                return Ok(Some(block));
+                let skip = match self.source {
+                    Source::Attempt(..) | Source::KeptAttempt(_) => self.next.saturating_sub(first),
+                    Source::Feed(..) | Source::KeptFeed(_) if first == self.next => self.skip,
+                    Source::Feed(..) | Source::KeptFeed(_) => 0,
+                };
+                (self.next, self.skip) = (behind, 0);
+                return Ok(Some(StoredBlock { skip, ..block }));
             }
-            let next = self.next.block;
-            let extent = match &self.source {
-                FeedSource::Kept(extents) => {
-                    extents.get(extents.partition_point(|extent| extent.next_arrival() <= next)).copied()
-                }
-                FeedSource::Live(run, _) => run.extent_from_arrival(next),
-            };
-            let Some(extent) = extent else { return Ok(None) };
+            let Some(extent) = self.source.extent(self.next) else { return Ok(None) };
             self.blocks = self.extents.read(&extent).await?;
         }
     }

@@ -12,12 +12,13 @@
 //! | [`extent`] | where each attempt's and each run's blocks lie |
 //! | [`recover`] | the log at start |
 //! | [`follow`] | readers that wait |
-//! | [`merge`] | chronological order over attempts |
+//! | [`merge`], [`chronological`] | chronological order over attempts: pure, and read from the segments |
 //!
 //! The index holds what is live: a run from its first opened attempt to [`LogStore::close_run`]. A run that is
 //! over is read by the extents its attempts were sealed with, which the caller keeps.
 
 mod batch;
+mod chronological;
 mod extent;
 mod follow;
 pub mod merge;
@@ -29,21 +30,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use packrun_protocol::block::Block;
 use packrun_protocol::id::{AttemptId, PackRunId};
-use packrun_protocol::time::ClockOffset;
+use packrun_protocol::time::{ClockOffset, Timestamp};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use batch::AppendError;
+pub use chronological::ChronologicalReader;
 pub use extent::{Extent, FeedProgress, Progress};
-pub use follow::{AttemptReader, FeedPosition, FeedReader, ReadError, StoredBlock};
+pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
 pub use writer::Health;
 
 use extent::Runs;
+use follow::ExtentReader;
+use merge::MergeKey;
 use segment::{Disk, RealDisk};
 use writer::{Appender, Command, Syncer};
 
@@ -96,8 +101,8 @@ pub struct LogStore {
 
 impl LogStore {
     /// Opens the log in `dir`, or makes one there. Its tail is read from `checkpoint` on (see
-    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`. Blocks the
-    /// thread for as long as that takes. The caller sees to it that no other process has it open.
+    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`; of those,
+    /// the caller seals again the attempts that have ended. Blocks the thread for as long as that takes. The caller sees to it that no other process has it open.
     ///
     /// # Errors
     /// When the folder can't be read or written, or holds segments of another version.
@@ -121,14 +126,14 @@ impl LogStore {
         std::fs::create_dir_all(dir).map_err(refused)?;
         let runs = Arc::new(Runs::default());
         let (tail, recovery) = recover::recover(dir, checkpoint, live, &runs, &*disk).map_err(refused)?;
-        let dir = Arc::new(dir.to_owned());
+        let shared_dir = Arc::new(dir.to_owned());
         let end = Position { segment: tail.segment.number, offset: tail.length };
         let (durable, durable_seen) = watch::channel(end);
         let (health, health_seen) = watch::channel(Health::default());
         let (commands, queue) = mpsc::channel(config.queue_blocks.max(1));
         let (written, unsynced) = std::sync::mpsc::sync_channel(UNSYNCED_BATCHES_MAX);
         let syncer = Syncer {
-            dir: dir.clone(),
+            dir: shared_dir.clone(),
             disk: disk.clone(),
             durable,
             health: health.clone(),
@@ -137,13 +142,9 @@ impl LogStore {
             named: end.segment,
             distrusted: None,
         };
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(body)
-        };
-        let syncer = spawn("log-syncer", Box::new(move || syncer.run(unsynced)))
-            .map_err(|e| LogError { dir: dir.to_path_buf(), source: e })?;
+        let syncer = spawn("log-syncer", move || syncer.run(unsynced)).map_err(refused)?;
         let appender = Appender {
-            dir: dir.clone(),
+            dir: shared_dir.clone(),
             segment_bytes: config.segment_bytes,
             disk,
             runs: runs.clone(),
@@ -153,22 +154,19 @@ impl LogStore {
             written,
             syncer,
         };
-        spawn("log-appender", Box::new(move || appender.run(queue)))
-            .map_err(|e| LogError { dir: dir.to_path_buf(), source: e })?;
-        Ok((Self { dir, runs, commands, durable: durable_seen, health: health_seen }, recovery))
+        spawn("log-appender", move || appender.run(queue)).map_err(refused)?;
+        let (durable, health) = (durable_seen, health_seen);
+        Ok((Self { dir: shared_dir, runs, commands, durable, health }, recovery))
     }
 
     /// Lets blocks of `attempt` in, an attempt of `pack_run` on an agent whose clock is off by `offset`, and
-    /// says how far its log has come: its agent goes on there. Of an attempt that is open only the offset
+    /// says how far its log has come: its agent goes on there; [`LogStore::progress`] tells what becomes durable,
+    /// to be acknowledged. Of an attempt that is open only the offset
     /// changes, for the blocks to come.
-    pub fn open_attempt(
-        &self,
-        attempt: AttemptId,
-        pack_run: PackRunId,
-        offset: ClockOffset,
-    ) -> watch::Receiver<Progress> {
+    pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
         let run = self.runs.enter(attempt, pack_run);
-        run.open_attempt(attempt, offset.micros.saturating_neg())
+        run.correct(attempt, offset.micros.saturating_neg());
+        run.progress(attempt).map(|progress| *progress.borrow()).unwrap_or_default()
     }
 
     /// Appends a block; returns when it is readable, or was before. Waits while the queue is full. When it is
@@ -217,37 +215,46 @@ impl LogStore {
 
     /// A reader of a live attempt from entry `from` on; `None` when the attempt is not open.
     #[must_use]
-    pub fn read_attempt(&self, attempt: AttemptId, from: u64) -> Option<AttemptReader> {
-        AttemptReader::live(self.dir.clone(), self.runs.run_of(attempt)?, attempt, from)
+    pub fn read_attempt(&self, attempt: AttemptId, from: u64) -> Option<LogReader> {
+        LogReader::attempt(self.dir.clone(), self.runs.run_of(attempt)?, attempt, from)
     }
 
     /// A reader of a sealed attempt from entry `from` on, by its extents.
     #[must_use]
-    pub fn read_extents(&self, extents: Vec<Extent>, from: u64) -> AttemptReader {
-        AttemptReader::kept(self.dir.clone(), extents, from)
+    pub fn read_extents(&self, extents: Vec<Extent>, from: u64) -> LogReader {
+        LogReader::kept_attempt(self.dir.clone(), extents, from)
     }
 
     /// A reader of a live run's feed; `None` when none of its attempts was opened.
     ///
     /// # Errors
     /// When the feed has not come to `from`.
-    pub fn read_feed(
-        &self,
-        pack_run: PackRunId,
-        from: FeedPosition,
-    ) -> Result<Option<FeedReader>, BeyondEnd> {
+    pub fn read_feed(&self, pack_run: PackRunId, from: FeedPosition) -> Result<Option<LogReader>, BeyondEnd> {
         let Some(run) = self.runs.run(pack_run) else { return Ok(None) };
         check_end(from, run.next_arrival())?;
-        Ok(Some(FeedReader::live(self.dir.clone(), run, from)))
+        Ok(Some(LogReader::feed(self.dir.clone(), run, from)))
     }
 
     /// A reader of the feed of a run that is over, by the extents of all its attempts.
     ///
     /// # Errors
     /// When the feed has not come to `from`.
-    pub fn read_kept_feed(&self, extents: Vec<Extent>, from: FeedPosition) -> Result<FeedReader, BeyondEnd> {
+    pub fn read_kept_feed(&self, extents: Vec<Extent>, from: FeedPosition) -> Result<LogReader, BeyondEnd> {
         check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
-        Ok(FeedReader::kept(self.dir.clone(), extents, from))
+        Ok(LogReader::kept_feed(self.dir.clone(), extents, from))
+    }
+
+    /// Reads attempts in chronological order, live ones and sealed ones alike, by their extents as of now. Begins
+    /// behind `after`, the key of an entry, and ends before `watermark`, the earliest corrected time that one of
+    /// them may still write; the extents are to be taken after the watermark, so that they have all before it.
+    #[must_use]
+    pub fn read_chronological(
+        &self,
+        attempts: Vec<(AttemptId, Vec<Extent>)>,
+        after: Option<MergeKey>,
+        watermark: Option<Timestamp>,
+    ) -> ChronologicalReader {
+        ChronologicalReader::new(ExtentReader::new(self.dir.clone()), attempts, after, watermark)
     }
 
     /// The run is over and the extents of its attempts are kept: followers end when they have read all, and
@@ -303,6 +310,10 @@ impl LogStore {
         self.commands.send(command(reply)).await.map_err(|_| AppendError::Closed)?;
         answer.await.map_err(|_| AppendError::Closed)?
     }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
 fn check_end(asked: FeedPosition, next_arrival: u64) -> Result<(), BeyondEnd> {

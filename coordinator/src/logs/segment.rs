@@ -150,14 +150,14 @@ impl Segment {
         let file = OpenOptions::new().read(true).write(writable).open(path(dir, number))?;
         let mut header = [0; HEADER_BYTES];
         file.read_exact_at(&mut header, 0).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => invalid("is shorter than a segment's header"),
+            io::ErrorKind::UnexpectedEof => invalid("is shorter than a segment's header; move it away"),
             _ => error,
         })?;
         if !header.starts_with(MAGIC) {
-            return Err(invalid("is no log segment"));
+            return Err(invalid("is no log segment; move it away"));
         }
         if u32_at(&header, 8) != Some(VERSION) {
-            return Err(invalid("was written by another version of packrun"));
+            return Err(invalid("was written by another version of packrun; start that one"));
         }
         let marker = u64_at(&header, 16).unwrap_or_default();
         Ok(Self { number, marker, file })

@@ -62,7 +62,8 @@ fn open_failing(dir: &Path) -> (Arc<FailingDisk>, LogStore) {
 async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    let mut progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let mut progress = store.progress(attempt(1)).unwrap();
     let mut health = store.health();
     disk.fail_syncs(true);
     store.append(block(attempt(1), 0, 3)).await.unwrap();
@@ -90,7 +91,8 @@ async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    let progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let progress = store.progress(attempt(1)).unwrap();
     let mut health = store.health();
     disk.fail_syncs(true);
     store.append(block(attempt(1), 0, 3)).await.unwrap();
@@ -110,7 +112,8 @@ async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
 async fn a_full_disk_refuses_blocks_until_there_is_room_and_loses_none() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    let mut progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let mut progress = store.progress(attempt(1)).unwrap();
     store.append(block(attempt(1), 0, 2)).await.unwrap();
     disk.fail_writes(true);
     for _ in 0..3 {
@@ -161,5 +164,5 @@ async fn what_a_failed_write_left_behind_a_later_one_is_not_taken_for_the_log() 
     let (store, recovery) = open(dir.path());
     let cut = Some(Position { segment: 1, offset: end as u64 });
     assert_eq!(recovery, Recovery { cut, damage: vec![], blocks: 1 });
-    assert_eq!(*store.open_attempt(attempt(1), pack_run(9), NO_OFFSET).borrow(), Progress::default());
+    assert_eq!(store.open_attempt(attempt(1), pack_run(9), NO_OFFSET), Progress::default());
 }

@@ -1,5 +1,7 @@
 //! The log store on real files.
 
+mod chronological;
+mod crash;
 mod disk;
 mod order;
 mod recovery;
@@ -45,7 +47,7 @@ fn open_with(dir: &Path, config: LogConfig) -> (LogStore, Recovery) {
 }
 
 /// All entries of an attempt from `from` on, checked to be in sequence.
-async fn texts(mut reader: AttemptReader, from: u64) -> Vec<String> {
+async fn texts(mut reader: LogReader, from: u64) -> Vec<String> {
     let mut texts = Vec::new();
     while let Some(block) = reader.next_ready().await.unwrap() {
         for entry in block.entries() {

@@ -10,7 +10,8 @@ async fn duplicates_are_dropped_and_gaps_and_overlaps_are_refused() {
     let (store, _) = open(dir.path());
     let (one, two) = (attempt(1), attempt(2));
     assert_eq!(store.append(block(one, 0, 1)).await, Err(AppendError::NotOpen(one)));
-    let mut progress = store.open_attempt(one, pack_run(9), NO_OFFSET);
+    store.open_attempt(one, pack_run(9), NO_OFFSET);
+    let mut progress = store.progress(one).unwrap();
     store.append(block(one, 0, 10)).await.unwrap();
     store.append(block(one, 0, 10)).await.unwrap();
     store.append(block(one, 3, 4)).await.unwrap();
@@ -54,7 +55,7 @@ async fn corrected_time_never_runs_backwards_within_an_attempt() {
 }
 
 /// Reads a feed to its end as pairs of attempt and sequence number.
-async fn feed_entries(mut reader: FeedReader) -> Vec<(AttemptId, u64)> {
+async fn feed_entries(mut reader: LogReader) -> Vec<(AttemptId, u64)> {
     let mut entries = Vec::new();
     while let Some(block) = reader.next().await.unwrap() {
         let attempt = block.block.attempt();

@@ -36,7 +36,7 @@ async fn a_restart_finds_the_same_extents_numbers_and_entries() {
     assert_eq!(recovery, Recovery { blocks: 5, ..Recovery::default() });
     let after = [attempt(1), attempt(2)].map(|attempt| store.extents(attempt).unwrap()).concat();
     assert_eq!(after, before);
-    let progress = *store.open_attempt(attempt(1), pack_run(9), NO_OFFSET).borrow();
+    let progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
     assert_eq!(progress, Progress { readable: 6, durable: 6, sealed: false });
     store.append(block(attempt(1), 6, 1)).await.unwrap();
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await, expected_texts(attempt(1), 0..7));
