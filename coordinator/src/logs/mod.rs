@@ -6,13 +6,13 @@
 //!
 //! | file | what it is for |
 //! | --- | --- |
-//! | [`segment`] | files and records |
-//! | [`batch`] | sequence check, arrival numbers, corrected time |
-//! | [`writer`] | appender and syncer |
-//! | [`extent`] | where each attempt's and each run's blocks lie |
-//! | [`recover`] | the log at start |
-//! | [`follow`] | readers that wait |
-//! | [`merge`], [`chronological`] | chronological order over attempts: pure, and read from the segments |
+//! | `segment` | files and records |
+//! | `batch` | sequence check, arrival numbers, corrected time |
+//! | `writer` | appender and syncer |
+//! | `extent` | where each attempt's and each run's blocks lie |
+//! | `recover` | the log at start |
+//! | `follow` | readers that wait |
+//! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
 //!
 //! The index holds what is live: a run from its first opened attempt to [`LogStore::close_run`]. A run that is
 //! over is read by the extents its attempts were sealed with, which the caller keeps.
@@ -52,7 +52,8 @@ use merge::MergeKey;
 use segment::{Disk, RealDisk};
 use writer::{Appender, Command, Syncer};
 
-/// Batches that may wait for a sync before appending waits too.
+/// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
+/// makes the appender wait.
 const UNSYNCED_BATCHES_MAX: usize = 1024;
 
 /// Settings of the log.
@@ -101,8 +102,9 @@ pub struct LogStore {
 
 impl LogStore {
     /// Opens the log in `dir`, or makes one there. Its tail is read from `checkpoint` on (see
-    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`; of those,
-    /// the caller seals again the attempts that have ended. Blocks the thread for as long as that takes. The caller sees to it that no other process has it open.
+    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`; of those, the
+    /// caller seals again the attempts that have ended. Blocks the thread for as long as that takes, and holds
+    /// one segment in memory. The caller sees to it that no other process has the folder open.
     ///
     /// # Errors
     /// When the folder can't be read or written, or holds segments of another version.
@@ -161,8 +163,7 @@ impl LogStore {
 
     /// Lets blocks of `attempt` in, an attempt of `pack_run` on an agent whose clock is off by `offset`, and
     /// says how far its log has come: its agent goes on there; [`LogStore::progress`] tells what becomes durable,
-    /// to be acknowledged. Of an attempt that is open only the offset
-    /// changes, for the blocks to come.
+    /// to be acknowledged. Of an attempt that is open only the offset changes, for the blocks to come.
     pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
         let run = self.runs.enter(attempt, pack_run);
         run.correct(attempt, offset.micros.saturating_neg());
@@ -189,6 +190,7 @@ impl LogStore {
         self.ask(|reply| Command::Seal { attempt, reply }).await?;
         let all_on_disk = progress.wait_for(|progress| progress.durable >= progress.readable);
         tokio::select! {
+            biased;
             done = all_on_disk => { done.map_err(|_| AppendError::Closed)?; }
             () = self.commands.closed() => return Err(AppendError::Closed),
         }
@@ -274,7 +276,7 @@ impl LogStore {
     }
 
     /// Removes the segments of which nothing is live nor, says `kept`, in an extent that is kept. Returns their
-    /// numbers. Blocks the thread; the checkpoint before this call must have been persisted.
+    /// numbers. Blocks the thread.
     ///
     /// # Errors
     /// When a file can't be removed; those before it were.

@@ -104,8 +104,8 @@ fn settle(dir: &Path, numbers: &[u64], proof: Position, from: Position, disk: &d
     if let Some(tail) = tail {
         return Ok(tail);
     }
-    // Numbers are not used twice, even if the whole folder is lost.
-    let number = numbers.last().map_or(from.segment.max(1), |last| last + 1);
+    // Numbers are not used twice, even if the whole folder is lost: extents that are kept refer to them.
+    let number = numbers.last().copied().unwrap_or(0).max(from.segment) + 1;
     let segment = Segment::create(dir, number, disk)?;
     disk.sync(&segment.file)?;
     Ok(Tail { segment: Arc::new(segment), length: HEADER_BYTES as u64 })

@@ -180,7 +180,7 @@ impl Segment {
         let mut at = if from == 0 { HEADER_BYTES } else { 0 };
         while at < bytes.len() {
             let record = Record::parse(self.marker, &bytes.slice(at..));
-            at += record.ok_or_else(|| invalid("lost records that were not yet on disk"))?.bytes();
+            at += record.ok_or_else(|| invalid("records that were not yet on disk were lost; restart the coordinator, agents send them again"))?.bytes();
         }
         disk.write(&self.file, &bytes, from)
     }

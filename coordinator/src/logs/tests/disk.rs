@@ -100,7 +100,7 @@ async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
     let file = File::options().write(true).open(segment::path(dir.path(), 1)).unwrap();
     file.write_all_at(&[0; 64], segment::HEADER_BYTES as u64 + 80).unwrap();
     disk.fail_syncs(false);
-    let lost = |health: &Health| health.sync.as_deref().is_some_and(|reason| reason.contains("lost records"));
+    let lost = |health: &Health| health.sync.as_deref().is_some_and(|reason| reason.contains("were lost"));
     health.wait_for(lost).await.unwrap();
     assert_eq!(progress.borrow().durable, 0);
     store.close().await;
