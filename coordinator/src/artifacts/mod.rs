@@ -11,7 +11,7 @@ mod upload;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use packrun_protocol::id::{AttemptId, Digest};
@@ -118,6 +118,8 @@ pub struct Blob {
 pub struct ArtifactStore {
     dir: Arc<PathBuf>,
     bytes_max: u64,
+    /// Held to drop a blob, or to find that it is here and must not be dropped.
+    dropping: Arc<Mutex<()>>,
 }
 
 impl ArtifactStore {
@@ -132,7 +134,8 @@ impl ArtifactStore {
             std::fs::create_dir_all(&path).map_err(|source| ArtifactError::Io { path, source })?;
         }
         sync_dir(dir)?;
-        Ok(Self { dir: Arc::new(dir.to_owned()), bytes_max: bytes_max.min(limit::ARTIFACT_BYTES_MAX) })
+        let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
+        Ok(Self { dir: Arc::new(dir.to_owned()), bytes_max, dropping: Arc::default() })
     }
 
     /// The size in bytes of the content with this digest; `None` when it is not here.
@@ -154,7 +157,7 @@ impl ArtifactStore {
             return Err(ArtifactError::TooLarge { announced: bytes, limit: self.bytes_max });
         }
         let store = self.clone();
-        blocking(move || match store.size_of(digest)? {
+        blocking(move || match store.want(digest)? {
             Some(actual) if actual == bytes => Ok(Begin::Have),
             Some(actual) => Err(ArtifactError::Size { digest, announced: bytes, actual }),
             None => Upload::begin(&store, id, digest, bytes).map(Begin::Send),
@@ -176,16 +179,29 @@ impl ArtifactStore {
         .await
     }
 
-    /// Removes content; says whether it was here. Those who read it read on. The caller sees to it that nothing
-    /// refers to it, nor is about to.
+    /// Removes content that is not `used` and that nobody has sent or announced since `time`; says how many. Those
+    /// who read it read on. `time` lies further back than it takes to record an artifact once it was taken.
     ///
     /// # Errors
     /// When the disk fails.
-    pub async fn remove(&self, digest: Digest) -> Result<bool, ArtifactError> {
-        let path = self.blob(digest);
+    pub async fn drop_unused(
+        &self,
+        time: SystemTime,
+        used: impl Fn(Digest) -> bool + Send + 'static,
+    ) -> Result<usize, ArtifactError> {
+        let store = self.clone();
         blocking(move || {
-            let removed = found(std::fs::remove_file(&path));
-            removed.map(|removed| removed.is_some()).map_err(|source| ArtifactError::Io { path, source })
+            let mut dropped = 0;
+            for shard in entries(&store.dir.join("blobs"))? {
+                for path in entries(&shard)? {
+                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
+                    if !used(digest) && store.drop_blob(&path, time)? {
+                        dropped += 1;
+                    }
+                }
+            }
+            Ok(dropped)
         })
         .await
     }
@@ -197,10 +213,9 @@ impl ArtifactStore {
     pub async fn drop_partials(&self, time: SystemTime) -> Result<usize, ArtifactError> {
         let folder = self.dir.join("partial");
         blocking(move || {
-            let refused = |source| ArtifactError::Io { path: folder.clone(), source };
             let mut dropped = 0;
-            for entry in std::fs::read_dir(&folder).map_err(refused)? {
-                let path = entry.map_err(refused)?.path();
+            for path in entries(&folder)? {
+                let refused = |source| ArtifactError::Io { path: path.clone(), source };
                 // One that is gone by now was finished, one that is locked is being sent.
                 let Some(file) = found(File::open(&path)).map_err(refused)? else { continue };
                 let old = file.metadata().and_then(|metadata| metadata.modified()).map_err(refused)? < time;
@@ -217,6 +232,27 @@ impl ArtifactStore {
         let path = self.blob(digest);
         let metadata = found(std::fs::metadata(&path));
         Ok(metadata.map_err(|source| ArtifactError::Io { path, source })?.map(|metadata| metadata.len()))
+    }
+
+    /// The size of content that is about to be referred to, which keeps it for a while.
+    fn want(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
+        let path = self.blob(digest);
+        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+        let touched = found(File::open(&path)).and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            file.set_modified(SystemTime::now())?;
+            Ok(Some(file.metadata()?.len()))
+        });
+        touched.map_err(|source| ArtifactError::Io { path, source })
+    }
+
+    fn drop_blob(&self, path: &Path, time: SystemTime) -> Result<bool, ArtifactError> {
+        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+        let dropped = found(std::fs::metadata(path)).and_then(|metadata| match metadata {
+            Some(metadata) if metadata.modified()? < time => std::fs::remove_file(path).map(|()| true),
+            _ => Ok(false),
+        });
+        dropped.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
     }
 
     fn blob(&self, digest: Digest) -> PathBuf {
@@ -245,6 +281,13 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The paths in a folder.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
+    let read = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    read.map_err(|source| ArtifactError::Io { path: folder.to_owned(), source })
 }
 
 /// Brings the names in a folder to the disk.

@@ -177,21 +177,31 @@ async fn concurrent_uploads_of_one_digest_all_succeed_and_one_file_has_one_write
 }
 
 #[tokio::test]
-async fn a_reader_reads_on_when_the_content_is_removed() {
+async fn only_content_that_is_neither_used_nor_wanted_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let store = ArtifactStore::open(dir.path(), MAX).unwrap();
-    let content = content(100_000);
-    let digest = Digest::of(&content);
-    let mut upload = sending(&store, "a", digest, content.len()).await;
-    upload.write(content.clone()).await.unwrap();
-    upload.finish().await.unwrap();
-    let mut blob = store.read(digest).await.unwrap().unwrap();
-    assert!(store.remove(digest).await.unwrap());
-    assert!(!store.remove(digest).await.unwrap());
-    assert_eq!(store.have(digest).await.unwrap(), None);
+    let contents = [1000, 2000, 3000].map(content);
+    let digests = contents.each_ref().map(|content| Digest::of(content));
+    let [used, wanted, unused] = digests;
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    for (content, digest) in contents.iter().zip(digests) {
+        let mut upload = sending(&store, "a", digest, content.len()).await;
+        upload.write(content.clone()).await.unwrap();
+        upload.finish().await.unwrap();
+        File::open(store.blob(digest)).unwrap().set_modified(long_ago).unwrap();
+    }
+    assert!(matches!(store.begin(id("b"), wanted, 2000).await, Ok(Begin::Have)));
+    let mut blob = store.read(unused).await.unwrap().unwrap();
+    let hour_ago = long_ago + Duration::from_secs(3600);
+    assert_eq!(store.drop_unused(hour_ago, move |digest| digest == used).await.unwrap(), 1);
+    let mut left = Vec::new();
+    for digest in digests {
+        left.push(store.have(digest).await.unwrap());
+    }
+    assert_eq!(left, [Some(1000), Some(2000), None]);
     let mut bytes = Vec::new();
     blob.file.read_to_end(&mut bytes).await.unwrap();
-    assert!(bytes == content);
+    assert!(bytes == contents[2], "who reads it reads on");
 }
 
 #[tokio::test]
