@@ -1,0 +1,300 @@
+//! Artifacts: content by its sha256, and uploads that go on where they broke off.
+//!
+//! `blobs/ab/<hex>` is whole, checked and on disk from the moment it has that name, and never changes.
+//! `partial/<hex>-<upload>` is what has come of an upload; it is locked while somebody writes it. Several uploads
+//! of one digest don't know of each other: the last to finish replaces the same content.
+//!
+//! What a blob is called, where it belongs and its mode are kept by the caller.
+
+mod upload;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use packrun_protocol::id::{AttemptId, Digest};
+use packrun_protocol::limit;
+use thiserror::Error;
+
+pub use upload::Upload;
+
+/// Why content was not taken or given.
+#[derive(Debug, Error)]
+pub enum ArtifactError {
+    /// Another stream is sending the same upload.
+    #[error("upload of {0} is under way on another stream; wait for that to end")]
+    Busy(Digest),
+    /// The upload ended early. What came is kept.
+    #[error("upload of {digest} ended at byte {received} of {announced}; go on there")]
+    Incomplete {
+        /// What was announced.
+        digest: Digest,
+        /// Its announced size in bytes.
+        announced: u64,
+        /// How many have come.
+        received: u64,
+    },
+    /// A call was cancelled or failed before. What is on disk is kept.
+    #[error("upload of {0} was interrupted; begin it again")]
+    Interrupted(Digest),
+    /// The disk did not do it.
+    #[error("artifact file {}: {source}", path.display())]
+    Io {
+        /// Of what file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The content is another than was announced. What came is dropped.
+    #[error("the content has the digest {actual}, not {announced}; it changed while it was sent")]
+    Mismatch {
+        /// The digest that was announced.
+        announced: Digest,
+        /// That of what came.
+        actual: Digest,
+    },
+    /// More came than was announced. What came is dropped.
+    #[error("more than the announced {announced} bytes came of {digest}")]
+    Overlong {
+        /// What was announced.
+        digest: Digest,
+        /// Its announced size in bytes.
+        announced: u64,
+    },
+    /// The store has this content with another size.
+    #[error("{digest} has {actual} bytes, not {announced}")]
+    Size {
+        /// What was announced.
+        digest: Digest,
+        /// The size that was announced.
+        announced: u64,
+        /// The size it has.
+        actual: u64,
+    },
+    /// It is larger than the store takes.
+    #[error("an artifact of {announced} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// The size that was announced.
+        announced: u64,
+        /// The most bytes that are taken.
+        limit: u64,
+    },
+}
+
+/// Which upload some content comes by: the same for every try to send one file of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UploadId(Digest);
+
+impl UploadId {
+    /// The upload of `path` by `attempt`.
+    #[must_use]
+    pub fn new(attempt: AttemptId, path: &str) -> Self {
+        Self(Digest::of(format!("{attempt} {path}").as_bytes()))
+    }
+}
+
+/// How an upload begins.
+#[derive(Debug)]
+pub enum Begin {
+    /// The content is here: nothing needs to be sent.
+    Have,
+    /// It is to be sent from [`Upload::offset`] on.
+    Send(Upload),
+}
+
+/// Whole content, open for reading.
+#[derive(Debug)]
+pub struct Blob {
+    /// At its start.
+    pub file: tokio::fs::File,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// The content of all artifacts. Clones share it.
+#[derive(Debug, Clone)]
+pub struct ArtifactStore {
+    dir: Arc<PathBuf>,
+    bytes_max: u64,
+    /// Held to drop a blob, or to find that it is here and must not be dropped.
+    dropping: Arc<Mutex<()>>,
+}
+
+impl ArtifactStore {
+    /// Opens the store in `dir`, or makes one there. An artifact has at most `bytes_max` bytes, and
+    /// [`limit::ARTIFACT_BYTES_MAX`] in any case. Blocks the thread.
+    ///
+    /// # Errors
+    /// When the folders can't be made.
+    pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
+        for part in ["blobs", "partial"] {
+            let path = dir.join(part);
+            std::fs::create_dir_all(&path).map_err(|source| ArtifactError::Io { path, source })?;
+        }
+        sync_dir(dir)?;
+        let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
+        Ok(Self { dir: Arc::new(dir.to_owned()), bytes_max, dropping: Arc::default() })
+    }
+
+    /// The size in bytes of the content with this digest; `None` when it is not here.
+    ///
+    /// # Errors
+    /// When the disk can't tell.
+    pub async fn have(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
+        let store = self.clone();
+        blocking(move || store.size_of(digest)).await
+    }
+
+    /// Begins or resumes an upload. What an earlier try has left is read and hashed first.
+    ///
+    /// # Errors
+    /// When the size is over the limit or contradicts what is here, the upload is under way elsewhere, or the
+    /// disk fails.
+    pub async fn begin(&self, id: UploadId, digest: Digest, bytes: u64) -> Result<Begin, ArtifactError> {
+        if bytes > self.bytes_max {
+            return Err(ArtifactError::TooLarge { announced: bytes, limit: self.bytes_max });
+        }
+        let store = self.clone();
+        blocking(move || match store.want(digest)? {
+            Some(actual) if actual == bytes => Ok(Begin::Have),
+            Some(actual) => Err(ArtifactError::Size { digest, announced: bytes, actual }),
+            None => Upload::begin(&store, id, digest, bytes).map(Begin::Send),
+        })
+        .await
+    }
+
+    /// Opens content for reading; `None` when it is not here.
+    ///
+    /// # Errors
+    /// When the disk doesn't give it.
+    pub async fn read(&self, digest: Digest) -> Result<Option<Blob>, ArtifactError> {
+        let path = self.blob(digest);
+        blocking(move || {
+            let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+            let blob = opened.map(|(bytes, file)| Blob { file: tokio::fs::File::from_std(file), bytes });
+            found(blob).map_err(|source| ArtifactError::Io { path, source })
+        })
+        .await
+    }
+
+    /// Removes content that is not `used` and that nobody has sent or announced since `time`; says how many. Those
+    /// who read it read on. `time` lies further back than it takes to record an artifact once it was taken.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn drop_unused(
+        &self,
+        time: SystemTime,
+        used: impl Fn(Digest) -> bool + Send + 'static,
+    ) -> Result<usize, ArtifactError> {
+        let store = self.clone();
+        blocking(move || {
+            let mut dropped = 0;
+            for shard in entries(&store.dir.join("blobs"))? {
+                for path in entries(&shard)? {
+                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
+                    if !used(digest) && store.drop_blob(&path, time)? {
+                        dropped += 1;
+                    }
+                }
+            }
+            Ok(dropped)
+        })
+        .await
+    }
+
+    /// Removes what is left of uploads that nobody has written to since `time`; says how many.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn drop_partials(&self, time: SystemTime) -> Result<usize, ArtifactError> {
+        let folder = self.dir.join("partial");
+        blocking(move || {
+            let mut dropped = 0;
+            for path in entries(&folder)? {
+                let refused = |source| ArtifactError::Io { path: path.clone(), source };
+                // One that is gone by now was finished, one that is locked is being sent.
+                let Some(file) = found(File::open(&path)).map_err(refused)? else { continue };
+                let old = file.metadata().and_then(|metadata| metadata.modified()).map_err(refused)? < time;
+                if old && file.try_lock().is_ok() {
+                    dropped += usize::from(found(std::fs::remove_file(&path)).map_err(refused)?.is_some());
+                }
+            }
+            Ok(dropped)
+        })
+        .await
+    }
+
+    fn size_of(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
+        let path = self.blob(digest);
+        let metadata = found(std::fs::metadata(&path));
+        Ok(metadata.map_err(|source| ArtifactError::Io { path, source })?.map(|metadata| metadata.len()))
+    }
+
+    /// The size of content that is about to be referred to, which keeps it for a while.
+    fn want(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
+        let path = self.blob(digest);
+        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+        let touched = found(File::open(&path)).and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            file.set_modified(SystemTime::now())?;
+            Ok(Some(file.metadata()?.len()))
+        });
+        touched.map_err(|source| ArtifactError::Io { path, source })
+    }
+
+    fn drop_blob(&self, path: &Path, time: SystemTime) -> Result<bool, ArtifactError> {
+        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+        let dropped = found(std::fs::metadata(path)).and_then(|metadata| match metadata {
+            Some(metadata) if metadata.modified()? < time => std::fs::remove_file(path).map(|()| true),
+            _ => Ok(false),
+        });
+        dropped.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
+    }
+
+    fn blob(&self, digest: Digest) -> PathBuf {
+        let hex = digest.to_hex();
+        self.dir.join("blobs").join(&hex[..2]).join(hex)
+    }
+
+    fn partial(&self, digest: Digest, id: UploadId) -> PathBuf {
+        let id = id.0.to_hex();
+        self.dir.join("partial").join(format!("{}-{}", digest.to_hex(), &id[..32]))
+    }
+}
+
+/// Runs `work` where it may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
+) -> Result<T, ArtifactError> {
+    let lost = |error| ArtifactError::Io { path: PathBuf::new(), source: io::Error::other(error) };
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+/// Takes "not found" for an answer.
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The paths in a folder.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
+    let read = std::fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    read.map_err(|source| ArtifactError::Io { path: folder.to_owned(), source })
+}
+
+/// Brings the names in a folder to the disk.
+fn sync_dir(path: &Path) -> Result<(), ArtifactError> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+use std::time::Duration;
+
+use packrun_protocol::id::{AttemptNumber, JobRunId};
+use tokio::io::AsyncReadExt;
+
+use super::*;
+
+const MAX: u64 = 64 << 20;
+
+fn id(path: &str) -> UploadId {
+    let job_run = JobRunId::from_bytes([7; 16]);
+    UploadId::new(AttemptId { job_run, number: AttemptNumber::FIRST }, path)
+}
+
+/// Bytes without a period that could hide a chunk put in the wrong place.
+fn content(bytes: usize) -> bytes::Bytes {
+    (0..bytes as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>().into()
+}
+
+async fn sending(store: &ArtifactStore, path: &str, digest: Digest, bytes: usize) -> Upload {
+    match store.begin(id(path), digest, bytes as u64).await.unwrap() {
+        Begin::Send(upload) => upload,
+        Begin::Have => panic!("it is not there yet"),
+    }
+}
+
+async fn stored(store: &ArtifactStore, digest: Digest) -> Vec<u8> {
+    let mut blob = store.read(digest).await.unwrap().unwrap();
+    let mut bytes = Vec::new();
+    blob.file.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes.len() as u64, blob.bytes);
+    bytes
+}
+
+fn partials(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("partial")).unwrap().count()
+}
+
+#[tokio::test]
+async fn content_is_there_when_it_is_finished_and_not_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    for bytes in [0, 1, 600_000] {
+        let content = content(bytes);
+        let digest = Digest::of(&content);
+        let mut upload = sending(&store, "a", digest, bytes).await;
+        assert_eq!(upload.offset(), 0);
+        for at in (0..bytes).step_by(70_000) {
+            upload.write(content.slice(at..bytes.min(at + 70_000))).await.unwrap();
+        }
+        assert_eq!(store.have(digest).await.unwrap(), None);
+        assert!(store.read(digest).await.unwrap().is_none());
+        upload.finish().await.unwrap();
+        assert_eq!(store.have(digest).await.unwrap(), Some(bytes as u64));
+        assert!(stored(&store, digest).await == content);
+        assert!(matches!(store.begin(id("b"), digest, bytes as u64).await, Ok(Begin::Have)));
+        let hex = digest.to_hex();
+        assert!(dir.path().join("blobs").join(&hex[..2]).join(&hex).is_file());
+    }
+    assert_eq!(partials(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_it_broke_off_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(3_000_000);
+    let digest = Digest::of(&content);
+    let mut at = 0;
+    for _ in 0..4 {
+        let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+        let mut upload = sending(&store, "a", digest, content.len()).await;
+        assert!(upload.offset() >= at as u64, "what was written is kept");
+        at = upload.offset() as usize;
+        for _ in 0..7 {
+            upload.write(content.slice(at..at + 100_000)).await.unwrap();
+            at += 100_000;
+        }
+        // The last pieces may not have been written yet.
+        at -= 300_000;
+    }
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let mut upload = sending(&store, "a", digest, content.len()).await;
+    assert!(upload.offset() >= 1_600_000, "{}", upload.offset());
+    upload.write(content.slice(upload.offset() as usize..)).await.unwrap();
+    upload.finish().await.unwrap();
+    assert!(stored(&store, digest).await == content);
+}
+
+#[tokio::test]
+async fn content_other_than_announced_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let (announced, other) = (content(1000), content(1001).slice(1..));
+    let digest = Digest::of(&announced);
+    let mut upload = sending(&store, "a", digest, 1000).await;
+    upload.write(other.clone()).await.unwrap();
+    let refused = upload.finish().await.unwrap_err();
+    assert!(matches!(refused, ArtifactError::Mismatch { actual, .. } if actual == Digest::of(&other)));
+    assert_eq!((store.have(digest).await.unwrap(), partials(dir.path())), (None, 0));
+
+    let mut again = sending(&store, "a", digest, 1000).await;
+    assert_eq!(again.offset(), 0);
+    again.write(announced).await.unwrap();
+    again.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_partial_file_changed_by_a_power_cut_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let content = content(600_000);
+    let digest = Digest::of(&content);
+    std::fs::write(store.partial(digest, id("a")), vec![0; 300_000]).unwrap();
+    let mut upload = sending(&store, "a", digest, content.len()).await;
+    assert_eq!(upload.offset(), 300_000);
+    upload.write(content.slice(300_000..)).await.unwrap();
+    assert!(matches!(upload.finish().await, Err(ArtifactError::Mismatch { .. })));
+    assert_eq!(sending(&store, "a", digest, content.len()).await.offset(), 0);
+}
+
+#[tokio::test]
+async fn lies_about_the_size_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), 1000).unwrap();
+    let content = content(1000);
+    let digest = Digest::of(&content);
+    let too_large = store.begin(id("a"), digest, 1001).await;
+    assert!(matches!(too_large, Err(ArtifactError::TooLarge { announced: 1001, limit: 1000 })));
+
+    let mut short = sending(&store, "a", digest, 500).await;
+    let overlong = short.write(content.clone()).await;
+    assert!(matches!(overlong, Err(ArtifactError::Overlong { announced: 500, .. })));
+    assert!(matches!(short.write(content.slice(..1)).await, Err(ArtifactError::Overlong { .. })));
+    assert!(matches!(short.finish().await, Err(ArtifactError::Interrupted(_))));
+    assert_eq!(partials(dir.path()), 0);
+
+    let mut early = sending(&store, "a", digest, 1000).await;
+    early.write(content.slice(..999)).await.unwrap();
+    assert!(matches!(early.finish().await, Err(ArtifactError::Incomplete { received: 999, .. })));
+    let mut shrunk = sending(&store, "a", digest, 998).await;
+    assert_eq!(shrunk.offset(), 0, "what was left is longer than all of it");
+    shrunk.write(content.slice(..998)).await.unwrap();
+    assert!(matches!(shrunk.finish().await, Err(ArtifactError::Mismatch { .. })));
+
+    let mut right = sending(&store, "a", digest, 1000).await;
+    right.write(content).await.unwrap();
+    right.finish().await.unwrap();
+    let other_size = store.begin(id("b"), digest, 999).await;
+    assert!(matches!(other_size, Err(ArtifactError::Size { announced: 999, actual: 1000, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_uploads_of_one_digest_all_succeed_and_one_file_has_one_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let content = content(1_000_000);
+    let digest = Digest::of(&content);
+    let mut uploads = tokio::task::JoinSet::new();
+    let start = Arc::new(tokio::sync::Barrier::new(8));
+    for number in 0..8 {
+        let (store, content, start) = (store.clone(), content.clone(), start.clone());
+        uploads.spawn(async move {
+            let path = format!("file {number}");
+            let mut upload = sending(&store, &path, digest, content.len()).await;
+            let twice = store.begin(id(&path), digest, content.len() as u64).await;
+            assert!(matches!(twice, Err(ArtifactError::Busy(_))), "{twice:?}");
+            start.wait().await;
+            for at in (0..content.len()).step_by(50_000) {
+                upload.write(content.slice(at..at + 50_000)).await.unwrap();
+            }
+            upload.finish().await.unwrap();
+            assert!(stored(&store, digest).await == content);
+        });
+    }
+    uploads.join_all().await;
+    assert_eq!(partials(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn only_content_that_is_neither_used_nor_wanted_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let contents = [1000, 2000, 3000].map(content);
+    let digests = contents.each_ref().map(|content| Digest::of(content));
+    let [used, wanted, unused] = digests;
+    let long_ago = SystemTime::now() - Duration::from_secs(7200);
+    for (content, digest) in contents.iter().zip(digests) {
+        let mut upload = sending(&store, "a", digest, content.len()).await;
+        upload.write(content.clone()).await.unwrap();
+        upload.finish().await.unwrap();
+        File::open(store.blob(digest)).unwrap().set_modified(long_ago).unwrap();
+    }
+    assert!(matches!(store.begin(id("b"), wanted, 2000).await, Ok(Begin::Have)));
+    let mut blob = store.read(unused).await.unwrap().unwrap();
+    let hour_ago = long_ago + Duration::from_secs(3600);
+    assert_eq!(store.drop_unused(hour_ago, move |digest| digest == used).await.unwrap(), 1);
+    let mut left = Vec::new();
+    for digest in digests {
+        left.push(store.have(digest).await.unwrap());
+    }
+    assert_eq!(left, [Some(1000), Some(2000), None]);
+    let mut bytes = Vec::new();
+    blob.file.read_to_end(&mut bytes).await.unwrap();
+    assert!(bytes == contents[2], "who reads it reads on");
+}
+
+#[tokio::test]
+async fn only_partial_files_that_nobody_sends_are_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let digest = Digest::of(b"x");
+    drop(sending(&store, "left", digest, 1).await);
+    let under_way = sending(&store, "sent", digest, 1).await;
+    let now = SystemTime::now();
+    assert_eq!(store.drop_partials(now - Duration::from_secs(3600)).await.unwrap(), 0);
+    assert_eq!(store.drop_partials(now + Duration::from_secs(3600)).await.unwrap(), 1);
+    assert_eq!(partials(dir.path()), 1);
+    drop(under_way);
+    assert_eq!(store.drop_partials(now + Duration::from_secs(3600)).await.unwrap(), 1);
+}

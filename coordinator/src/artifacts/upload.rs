@@ -1,0 +1,193 @@
+//! One upload: bytes in order, hashed as they come, and checked before they get the name they are known by.
+//!
+//! The bytes are brought to the disk as they come, a few MiB at a time: so the last sync is short, a slow disk
+//! slows this sender only, and a power cut costs little. What a power cut leaves in a partial file need not be
+//! what was written; then the digest says so in the end, and the upload starts over.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use packrun_protocol::id::Digest;
+use sha2::{Digest as _, Sha256};
+
+use super::{ArtifactError, ArtifactStore, UploadId, blocking, found, sync_dir};
+
+/// Bytes that are collected before they are written.
+const WRITE_BYTES: usize = 256 << 10;
+/// Bytes that may be written before they are synced.
+const SYNC_BYTES: u64 = 8 << 20;
+
+/// An upload under way. Dropped, it leaves what has come, to be resumed.
+#[derive(Debug)]
+pub struct Upload {
+    digest: Digest,
+    announced: u64,
+    received: u64,
+    offset: u64,
+    waiting: Vec<Bytes>,
+    waiting_bytes: usize,
+    /// Absent after a call was cancelled or failed.
+    partial: Option<Box<Partial>>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    store: ArtifactStore,
+    path: PathBuf,
+    file: File,
+    hasher: Sha256,
+    unsynced: u64,
+}
+
+impl Upload {
+    pub(super) fn begin(
+        store: &ArtifactStore,
+        id: UploadId,
+        digest: Digest,
+        announced: u64,
+    ) -> Result<Self, ArtifactError> {
+        let path = store.partial(digest, id);
+        let refused = |source| ArtifactError::Io { path: path.clone(), source };
+        let opened = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let file = opened.map_err(refused)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(ArtifactError::Busy(digest)),
+            Err(std::fs::TryLockError::Error(source)) => return Err(refused(source)),
+        }
+        // Between opening and locking, another may have finished the file or dropped it: then this one is no
+        // longer the upload's, and must not be written to.
+        let named = found(std::fs::metadata(&path)).map_err(refused)?;
+        let opened = file.metadata().map_err(refused)?;
+        if named.is_none_or(|named| named.ino() != opened.ino()) {
+            return Err(ArtifactError::Busy(digest));
+        }
+        let mut partial = Partial { store: store.clone(), file, hasher: Sha256::new(), unsynced: 0, path };
+        let offset = partial.hash_left(opened.len(), announced)?;
+        Ok(Self {
+            digest,
+            announced,
+            received: offset,
+            offset,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            partial: Some(Box::new(partial)),
+        })
+    }
+
+    /// From which byte on the content is to be sent.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Takes the next bytes. Waits for the disk now and then. Not cancel safe: the upload has to be begun again.
+    ///
+    /// # Errors
+    /// When there are more than announced, or the disk fails.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ArtifactError> {
+        let (digest, announced) = (self.digest, self.announced);
+        self.received = self.received.saturating_add(bytes.len() as u64);
+        if self.received > announced {
+            if let Some(partial) = self.partial.take() {
+                blocking(move || partial.remove()).await?;
+            }
+            return Err(ArtifactError::Overlong { digest, announced });
+        }
+        self.waiting_bytes += bytes.len();
+        self.waiting.push(bytes);
+        if self.waiting_bytes >= WRITE_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// Checks the content and makes it known, on disk. Cancelled, it may or may not have been done; begin again.
+    ///
+    /// # Errors
+    /// When bytes are missing, it is another content than announced, or the disk fails.
+    pub async fn finish(mut self) -> Result<(), ArtifactError> {
+        self.flush().await?;
+        let (digest, announced, received) = (self.digest, self.announced, self.received);
+        if received < announced {
+            return Err(ArtifactError::Incomplete { digest, announced, received });
+        }
+        let partial = self.partial.take().ok_or(ArtifactError::Interrupted(digest))?;
+        blocking(move || partial.finish(digest)).await
+    }
+
+    async fn flush(&mut self) -> Result<(), ArtifactError> {
+        let mut partial = self.partial.take().ok_or(ArtifactError::Interrupted(self.digest))?;
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let written = blocking(move || {
+            for bytes in &waiting {
+                partial.write(bytes)?;
+            }
+            Ok(partial)
+        });
+        self.partial = Some(written.await?);
+        Ok(())
+    }
+}
+
+impl Partial {
+    /// Hashes what an earlier try left, and says how much that is.
+    fn hash_left(&mut self, left: u64, announced: u64) -> Result<u64, ArtifactError> {
+        if left > announced {
+            let emptied = self.file.set_len(0);
+            return emptied.map(|()| 0).map_err(|source| self.refused(source));
+        }
+        let mut buffer = vec![0; WRITE_BYTES];
+        let mut hashed = 0;
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(0) => return Ok(hashed),
+                Ok(read) => {
+                    self.hasher.update(&buffer[..read]);
+                    hashed += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(self.refused(source)),
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
+        self.file.write_all(bytes).map_err(|source| self.refused(source))?;
+        self.hasher.update(bytes);
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_BYTES {
+            self.file.sync_data().map_err(|source| self.refused(source))?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    fn finish(self, announced: Digest) -> Result<(), ArtifactError> {
+        let actual = Digest::from_bytes(self.hasher.clone().finalize().into());
+        if actual != announced {
+            self.remove()?;
+            return Err(ArtifactError::Mismatch { announced, actual });
+        }
+        self.file.sync_all().map_err(|source| self.refused(source))?;
+        let blob = self.store.blob(announced);
+        let blobs = self.store.dir.join("blobs");
+        let folder = blob.parent().unwrap_or(&blobs);
+        match std::fs::create_dir(folder) {
+            Ok(()) => sync_dir(&blobs)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(self.refused(source)),
+        }
+        std::fs::rename(&self.path, &blob).map_err(|source| self.refused(source))?;
+        sync_dir(folder)
+    }
+
+    fn remove(self) -> Result<(), ArtifactError> {
+        std::fs::remove_file(&self.path).map_err(|source| self.refused(source))
+    }
+
+    fn refused(&self, source: io::Error) -> ArtifactError {
+        ArtifactError::Io { path: self.path.clone(), source }
+    }
+}

@@ -1,0 +1,327 @@
+//! Logs: one append-only segment log for the output of all attempts.
+//!
+//! A block goes one way: [`LogStore::append`] → the appender's bounded queue → one write for all that has
+//! arrived → *readable* → one sync for all that was written → *durable*, which alone is acknowledged. Both are
+//! told by [`Progress`]. What an agent was told is kept is kept; what it wasn't told, it sends again.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `segment` | files and records |
+//! | `batch` | sequence check, arrival numbers, corrected time |
+//! | `writer` | appender and syncer |
+//! | `extent` | where each attempt's and each run's blocks lie |
+//! | `recover` | the log at start |
+//! | `follow` | readers that wait |
+//! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
+//!
+//! The index holds what is live: a run from its first opened attempt to [`LogStore::close_run`]. A run that is
+//! over is read by the extents its attempts were sealed with, which the caller keeps.
+
+mod batch;
+mod chronological;
+mod extent;
+mod follow;
+pub mod merge;
+mod recover;
+mod segment;
+mod writer;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use packrun_protocol::block::Block;
+use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::time::{ClockOffset, Timestamp};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use batch::AppendError;
+pub use chronological::ChronologicalReader;
+pub use extent::{Extent, FeedProgress, Progress};
+pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use recover::{Recovery, Spot};
+pub use segment::Position;
+pub use writer::Health;
+
+use extent::Runs;
+use follow::ExtentReader;
+use merge::MergeKey;
+use segment::{Disk, RealDisk};
+use writer::{Appender, Command, Syncer};
+
+/// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
+/// makes the appender wait.
+const UNSYNCED_BATCHES_MAX: usize = 1024;
+
+/// Settings of the log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogConfig {
+    /// A segment that has reached this many bytes is followed by the next.
+    pub segment_bytes: u64,
+    /// Blocks that may wait for the appender; a sender waits while there are more.
+    pub queue_blocks: usize,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, queue_blocks: 256 }
+    }
+}
+
+/// Why the log could not be opened or swept.
+#[derive(Debug, Error)]
+#[error("log store in {}: {source}", dir.display())]
+pub struct LogError {
+    dir: PathBuf,
+    source: io::Error,
+}
+
+/// A place in a feed that the log has not reached, or no longer has: it was asked for before a power cut.
+/// The feed is to be read from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the feed has {next_arrival} blocks, none at {}", asked.block)]
+pub struct BeyondEnd {
+    /// What was asked for.
+    pub asked: FeedPosition,
+    /// How many blocks the feed has.
+    pub next_arrival: u64,
+}
+
+/// The log of all attempts. Clones share it; it ends with the last, or with [`LogStore::close`].
+#[derive(Debug, Clone)]
+pub struct LogStore {
+    dir: Arc<PathBuf>,
+    runs: Arc<Runs>,
+    commands: mpsc::Sender<Command>,
+    durable: watch::Receiver<Position>,
+    health: watch::Receiver<Health>,
+}
+
+impl LogStore {
+    /// Opens the log in `dir`, or makes one there. Its tail is read from `checkpoint` on (see
+    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`; of those, the
+    /// caller seals again the attempts that have ended. Blocks the thread for as long as that takes, and holds
+    /// one segment in memory. The caller sees to it that no other process has the folder open.
+    ///
+    /// # Errors
+    /// When the folder can't be read or written, or holds segments of another version.
+    pub fn open(
+        dir: &Path,
+        config: LogConfig,
+        checkpoint: Position,
+        live: &dyn Fn(PackRunId) -> bool,
+    ) -> Result<(Self, Recovery), LogError> {
+        Self::open_on(Arc::new(RealDisk), dir, config, checkpoint, live)
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: LogConfig,
+        checkpoint: Position,
+        live: &dyn Fn(PackRunId) -> bool,
+    ) -> Result<(Self, Recovery), LogError> {
+        let refused = |source| LogError { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(refused)?;
+        let runs = Arc::new(Runs::default());
+        let (tail, recovery) = recover::recover(dir, checkpoint, live, &runs, &*disk).map_err(refused)?;
+        let shared_dir = Arc::new(dir.to_owned());
+        let end = Position { segment: tail.segment.number, offset: tail.length };
+        let (durable, durable_seen) = watch::channel(end);
+        let (health, health_seen) = watch::channel(Health::default());
+        let (commands, queue) = mpsc::channel(config.queue_blocks.max(1));
+        let (written, unsynced) = std::sync::mpsc::sync_channel(UNSYNCED_BATCHES_MAX);
+        let syncer = Syncer {
+            dir: shared_dir.clone(),
+            disk: disk.clone(),
+            durable,
+            health: health.clone(),
+            dirty: BTreeMap::new(),
+            acks: HashMap::new(),
+            named: end.segment,
+            distrusted: None,
+        };
+        let syncer = spawn("log-syncer", move || syncer.run(unsynced)).map_err(refused)?;
+        let appender = Appender {
+            dir: shared_dir.clone(),
+            segment_bytes: config.segment_bytes,
+            disk,
+            runs: runs.clone(),
+            tail,
+            durable: durable_seen.clone(),
+            health,
+            written,
+            syncer,
+        };
+        spawn("log-appender", move || appender.run(queue)).map_err(refused)?;
+        let (durable, health) = (durable_seen, health_seen);
+        Ok((Self { dir: shared_dir, runs, commands, durable, health }, recovery))
+    }
+
+    /// Lets blocks of `attempt` in, an attempt of `pack_run` on an agent whose clock is off by `offset`, and
+    /// says how far its log has come: its agent goes on there; [`LogStore::progress`] tells what becomes durable,
+    /// to be acknowledged. Of an attempt that is open only the offset changes, for the blocks to come.
+    pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
+        let run = self.runs.enter(attempt, pack_run);
+        run.correct(attempt, offset.micros.saturating_neg());
+        run.progress(attempt).map(|progress| *progress.borrow()).unwrap_or_default()
+    }
+
+    /// Appends a block; returns when it is readable, or was before. Waits while the queue is full. When it is
+    /// cancelled the block may have been taken; sending it again does no harm.
+    ///
+    /// # Errors
+    /// When the block doesn't follow, or can't be written: nothing was taken.
+    pub async fn append(&self, block: Block) -> Result<(), AppendError> {
+        self.ask(|reply| Command::Append { block, reply }).await
+    }
+
+    /// Lets no more blocks of `attempt` in, and returns where its log lies once all of it is on disk, for the
+    /// caller to keep. May be called again.
+    ///
+    /// # Errors
+    /// When the attempt is not open, or the store is closed before all is on disk.
+    pub async fn seal(&self, attempt: AttemptId) -> Result<Vec<Extent>, AppendError> {
+        let run = self.runs.run_of(attempt).ok_or(AppendError::NotOpen(attempt))?;
+        let mut progress = run.progress(attempt).ok_or(AppendError::NotOpen(attempt))?;
+        self.ask(|reply| Command::Seal { attempt, reply }).await?;
+        let all_on_disk = progress.wait_for(|progress| progress.durable >= progress.readable);
+        tokio::select! {
+            biased;
+            done = all_on_disk => { done.map_err(|_| AppendError::Closed)?; }
+            () = self.commands.closed() => return Err(AppendError::Closed),
+        }
+        run.extents(attempt).ok_or(AppendError::NotOpen(attempt))
+    }
+
+    /// How far the log of an attempt has come; `None` when it is not open.
+    #[must_use]
+    pub fn progress(&self, attempt: AttemptId) -> Option<watch::Receiver<Progress>> {
+        self.runs.run_of(attempt)?.progress(attempt)
+    }
+
+    /// How far a run's feed has come; `None` when none of its attempts was opened, or it was closed.
+    #[must_use]
+    pub fn feed_progress(&self, pack_run: PackRunId) -> Option<watch::Receiver<FeedProgress>> {
+        Some(self.runs.run(pack_run)?.feed_progress())
+    }
+
+    /// The extents of a live attempt as they are.
+    #[must_use]
+    pub fn extents(&self, attempt: AttemptId) -> Option<Vec<Extent>> {
+        self.runs.run_of(attempt)?.extents(attempt)
+    }
+
+    /// A reader of a live attempt from entry `from` on; `None` when the attempt is not open.
+    #[must_use]
+    pub fn read_attempt(&self, attempt: AttemptId, from: u64) -> Option<LogReader> {
+        LogReader::attempt(self.dir.clone(), self.runs.run_of(attempt)?, attempt, from)
+    }
+
+    /// A reader of a sealed attempt from entry `from` on, by its extents.
+    #[must_use]
+    pub fn read_extents(&self, extents: Vec<Extent>, from: u64) -> LogReader {
+        LogReader::kept_attempt(self.dir.clone(), extents, from)
+    }
+
+    /// A reader of a live run's feed; `None` when none of its attempts was opened.
+    ///
+    /// # Errors
+    /// When the feed has not come to `from`.
+    pub fn read_feed(&self, pack_run: PackRunId, from: FeedPosition) -> Result<Option<LogReader>, BeyondEnd> {
+        let Some(run) = self.runs.run(pack_run) else { return Ok(None) };
+        check_end(from, run.next_arrival())?;
+        Ok(Some(LogReader::feed(self.dir.clone(), run, from)))
+    }
+
+    /// A reader of the feed of a run that is over, by the extents of all its attempts.
+    ///
+    /// # Errors
+    /// When the feed has not come to `from`.
+    pub fn read_kept_feed(&self, extents: Vec<Extent>, from: FeedPosition) -> Result<LogReader, BeyondEnd> {
+        check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
+        Ok(LogReader::kept_feed(self.dir.clone(), extents, from))
+    }
+
+    /// Reads attempts in chronological order, live ones and sealed ones alike, by their extents as of now. Begins
+    /// behind `after`, the key of an entry, and ends before `watermark`, the earliest corrected time that one of
+    /// them may still write; the extents are to be taken after the watermark, so that they have all before it.
+    #[must_use]
+    pub fn read_chronological(
+        &self,
+        attempts: Vec<(AttemptId, Vec<Extent>)>,
+        after: Option<MergeKey>,
+        watermark: Option<Timestamp>,
+    ) -> ChronologicalReader {
+        ChronologicalReader::new(ExtentReader::new(self.dir.clone()), attempts, after, watermark)
+    }
+
+    /// The run is over and the extents of its attempts are kept: followers end when they have read all, and
+    /// the store forgets it.
+    pub fn close_run(&self, pack_run: PackRunId) {
+        if let Some(run) = self.runs.remove(pack_run) {
+            run.finish();
+        }
+    }
+
+    /// Where the next start has to begin to read: all before it belongs to runs that were closed. Worth keeping
+    /// after runs were closed.
+    #[must_use]
+    pub fn checkpoint(&self) -> Position {
+        let end = *self.durable.borrow();
+        self.runs.all().iter().filter_map(|run| run.first_position()).fold(end, Position::min)
+    }
+
+    /// Removes the segments of which nothing is live nor, says `kept`, in an extent that is kept. Returns their
+    /// numbers. Blocks the thread.
+    ///
+    /// # Errors
+    /// When a file can't be removed; those before it were.
+    pub fn drop_segments(&self, kept: impl Fn(u64) -> bool) -> Result<Vec<u64>, LogError> {
+        let refused = |source| LogError { dir: self.dir.to_path_buf(), source };
+        let live_from = self.checkpoint().segment;
+        let mut dropped = segment::list(&self.dir).map_err(refused)?;
+        dropped.retain(|&number| number < live_from && !kept(number));
+        for &number in &dropped {
+            std::fs::remove_file(segment::path(&self.dir, number)).map_err(refused)?;
+        }
+        segment::sync_dir(&self.dir).map_err(refused)?;
+        Ok(dropped)
+    }
+
+    /// What keeps the log from being written.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Takes nothing more and returns when what was taken is synced, or could not be.
+    pub async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.commands.send(Command::Close { reply }).await.is_ok() {
+            // Without a reply somebody else has closed it.
+            let _ = closed.await;
+        }
+    }
+
+    async fn ask(&self, command: impl FnOnce(writer::Reply) -> Command) -> Result<(), AppendError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| AppendError::Closed)?;
+        answer.await.map_err(|_| AppendError::Closed)?
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+fn check_end(asked: FeedPosition, next_arrival: u64) -> Result<(), BeyondEnd> {
+    let end = FeedPosition { block: next_arrival, entry: 0 };
+    if asked <= end { Ok(()) } else { Err(BeyondEnd { asked, next_arrival }) }
+}
+
+#[cfg(test)]
+mod tests;

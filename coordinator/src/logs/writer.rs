@@ -1,0 +1,250 @@
+//! The two threads behind the log. The *appender* takes the blocks that have arrived on all streams, writes them
+//! at once and then publishes them to readers. The *syncer* beside it syncs what was written since the last time
+//! and then says so, per attempt. Appending never waits for a sync, and a write or sync that fails acknowledges
+//! nothing and ends nothing: a write is tried again when its sender sends again, a sync after a while.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use packrun_protocol::block::Block;
+use packrun_protocol::id::AttemptId;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::batch::{AppendError, Batch, Staged};
+use super::extent::{RunLog, Runs};
+use super::segment::{self, Disk, Position, Segment};
+
+/// A batch that has reached this takes no more blocks.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+const SYNC_RETRY_FIRST: Duration = Duration::from_millis(100);
+const SYNC_RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What keeps the log from being written; nothing when all is well.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Why the last write failed.
+    pub write: Option<String>,
+    /// Why the last sync failed.
+    pub sync: Option<String>,
+}
+
+pub(super) type Reply = oneshot::Sender<Result<(), AppendError>>;
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Append { block: Block, reply: Reply },
+    Close { reply: oneshot::Sender<()> },
+    Seal { attempt: AttemptId, reply: Reply },
+}
+
+/// Where the next record goes.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) segment: Arc<Segment>,
+    pub(super) length: u64,
+}
+
+/// What the appender hands to the syncer.
+pub(super) struct Written {
+    segment: Arc<Segment>,
+    end: u64,
+    acks: Vec<(Arc<RunLog>, AttemptId, u64)>,
+}
+
+pub(super) struct Appender {
+    pub(super) dir: Arc<PathBuf>,
+    pub(super) segment_bytes: u64,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) runs: Arc<Runs>,
+    pub(super) tail: Tail,
+    pub(super) durable: watch::Receiver<Position>,
+    pub(super) health: watch::Sender<Health>,
+    pub(super) written: SyncSender<Written>,
+    pub(super) syncer: JoinHandle<()>,
+}
+
+impl Appender {
+    /// Works until the store is closed or dropped, and returns when the syncer has ended too.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(first) = commands.blocking_recv() else { break };
+            closing = self.serve(first, &mut commands);
+        }
+        drop(commands);
+        drop(self.written);
+        // A panic in it was reported when it happened; there is nothing left to do about it.
+        let _ = self.syncer.join();
+        if let Some(reply) = closing {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Answers `first` and what waits behind it with one write. A sender that no longer waits for its reply
+    /// doesn't matter.
+    fn serve(
+        &mut self,
+        first: Command,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Option<oneshot::Sender<()>> {
+        if matches!(first, Command::Append { .. }) {
+            self.roll_when_full();
+        }
+        let at = Position { segment: self.tail.segment.number, offset: self.tail.length };
+        let mut batch = Batch::new(self.tail.segment.marker, at, *self.durable.borrow());
+        let (mut appended, mut sealed, mut closing) = (Vec::new(), Vec::new(), None);
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Append { block, reply } => match batch.append(&self.runs, &block) {
+                    Ok(Staged::Added) => appended.push(reply),
+                    // It may be known from this batch only, and then shares its luck.
+                    Ok(Staged::Known) if !batch.bytes().is_empty() => appended.push(reply),
+                    Ok(Staged::Known) => drop(reply.send(Ok(()))),
+                    Err(refused) => drop(reply.send(Err(refused))),
+                },
+                Command::Close { reply } => closing = Some(reply),
+                Command::Seal { attempt, reply } => match batch.seal(&self.runs, attempt) {
+                    Ok(()) => sealed.push((attempt, reply)),
+                    Err(refused) => drop(reply.send(Err(refused))),
+                },
+            }
+            let full = closing.is_some() || batch.bytes().len() >= BATCH_BYTES_MAX;
+            next = if full { None } else { commands.try_recv().ok() };
+        }
+        let outcome = self.write(batch);
+        for reply in appended {
+            let _ = reply.send(outcome.clone());
+        }
+        for (attempt, reply) in sealed {
+            if let (Ok(()), Some(run)) = (&outcome, self.runs.run_of(attempt)) {
+                run.seal(attempt);
+            }
+            let _ = reply.send(outcome.clone());
+        }
+        closing
+    }
+
+    fn write(&mut self, batch: Batch) -> Result<(), AppendError> {
+        if batch.bytes().is_empty() {
+            return Ok(());
+        }
+        let Tail { segment, length } = &mut self.tail;
+        let written = self.disk.write(&segment.file, batch.bytes(), *length);
+        report(&self.health, |health| &mut health.write, &written);
+        // What a failed write left lies behind the readable length, and the next write goes over it.
+        written.map_err(|error| AppendError::Write { segment: segment.number, reason: error.to_string() })?;
+        *length += batch.bytes().len() as u64;
+        let written = Written { segment: segment.clone(), end: *length, acks: batch.publish() };
+        // A syncer that is gone acknowledges nothing, which is all it could do.
+        let _ = self.written.send(written);
+        Ok(())
+    }
+
+    /// A segment whose successor can't be made grows on: the next write tells whether the disk is well.
+    fn roll_when_full(&mut self) {
+        if self.tail.length < self.segment_bytes.max(segment::HEADER_BYTES as u64 + 1) {
+            return;
+        }
+        let created = Segment::create(&self.dir, self.tail.segment.number + 1, &*self.disk);
+        report(&self.health, |health| &mut health.write, &created);
+        if let Ok(segment) = created {
+            self.tail = Tail { segment: Arc::new(segment), length: segment::HEADER_BYTES as u64 };
+        }
+    }
+}
+
+fn report<T>(
+    health: &watch::Sender<Health>,
+    part: fn(&mut Health) -> &mut Option<String>,
+    outcome: &io::Result<T>,
+) {
+    let reason = outcome.as_ref().err().map(ToString::to_string);
+    health.send_if_modified(|health| {
+        let part = part(health);
+        let changed = *part != reason;
+        *part = reason;
+        changed
+    });
+}
+
+pub(super) struct Syncer {
+    pub(super) dir: Arc<PathBuf>,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) durable: watch::Sender<Position>,
+    pub(super) health: watch::Sender<Health>,
+    /// Segments with bytes that are not on disk, and up to where those are written.
+    pub(super) dirty: BTreeMap<u64, (Arc<Segment>, u64)>,
+    pub(super) acks: HashMap<AttemptId, (Arc<RunLog>, u64)>,
+    /// The last segment whose name is on disk.
+    pub(super) named: u64,
+    /// The last segment of which a sync has failed: its pages can't be trusted to be written by the next.
+    pub(super) distrusted: Option<u64>,
+}
+
+impl Syncer {
+    /// Works until the appender is gone and what it wrote was synced, or once more could not be.
+    pub(super) fn run(mut self, written: Receiver<Written>) {
+        let mut retry: Option<Duration> = None;
+        loop {
+            let next = match retry {
+                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => written.recv_timeout(pause),
+            };
+            match next {
+                Ok(next) => self.note(next),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            for next in written.try_iter() {
+                self.note(next);
+            }
+            let synced = self.sync();
+            report(&self.health, |health| &mut health.sync, &synced);
+            retry = match synced {
+                Ok(()) => None,
+                Err(_) => Some(retry.map_or(SYNC_RETRY_FIRST, |pause| (pause * 2).min(SYNC_RETRY_MAX))),
+            };
+        }
+        let synced = self.sync();
+        report(&self.health, |health| &mut health.sync, &synced);
+    }
+
+    fn note(&mut self, written: Written) {
+        let Written { segment, end, acks } = written;
+        self.dirty.insert(segment.number, (segment, end));
+        for (run, attempt, next_seq) in acks {
+            self.acks.insert(attempt, (run, next_seq));
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        while let Some((number, (segment, end))) = self.dirty.first_key_value().map(|(n, s)| (*n, s.clone()))
+        {
+            let durable = *self.durable.borrow();
+            if self.distrusted == Some(number) {
+                let from = if durable.segment == number { durable.offset } else { 0 };
+                segment.rewrite(&*self.disk, from, end)?;
+            }
+            if let Err(error) = self.disk.sync(&segment.file) {
+                self.distrusted = Some(number);
+                return Err(error);
+            }
+            if number > self.named {
+                segment::sync_dir(&self.dir)?;
+                self.named = number;
+            }
+            self.durable.send_replace(Position { segment: number, offset: end });
+            self.dirty.remove(&number);
+        }
+        for (attempt, (run, next_seq)) in self.acks.drain() {
+            run.durable(attempt, next_seq);
+        }
+        Ok(())
+    }
+}
