@@ -1,6 +1,11 @@
 //! Cgroups (v2, also beside a v1 hierarchy): one for each attempt that runs, taken from a pool and used again once
 //! it is empty. Whether they can be had is found out by trying.
+//!
+//! A cgroup that was once killed is not used again: Linux (seen in 6.18) compares the number of kills of the parent's
+//! cgroup with that of the one a child is created in, and kills the child when they differ. Where that is so from the
+//! beginning, the trial shows it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,6 +37,7 @@ pub(super) struct Slot {
     path: PathBuf,
     folder: OwnedFd,
     events: File,
+    killed: Cell<bool>,
 }
 
 impl Cgroups {
@@ -49,7 +55,6 @@ impl Cgroups {
         if !spawner.can_enter(rustix::fd::AsFd::as_fd(&slot.folder)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        slot.kill()?;
         cgroups.give_back(slot);
         Ok(cgroups)
     }
@@ -65,9 +70,11 @@ impl Cgroups {
         Slot::open(path)
     }
 
-    /// Takes back a cgroup. One that even SIGKILL didn't empty is not used again.
+    /// Takes back a cgroup. One that was killed is removed, unless even that didn't empty it.
     pub(super) fn give_back(&mut self, slot: Slot) {
-        if slot.is_empty().unwrap_or(false) {
+        if slot.killed.get() {
+            let _ = fs::remove_dir(&slot.path);
+        } else {
             self.free.push(slot);
         }
     }
@@ -75,10 +82,7 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for slot in self.free.drain(..) {
-            let _ = fs::remove_dir(&slot.path);
-        }
-        let _ = fs::remove_dir(&self.folder);
+        let _ = remove_all(&self.folder);
     }
 }
 
@@ -87,7 +91,7 @@ impl Slot {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&path, flags, Mode::empty())?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(Self { path, folder, events })
+        Ok(Self { path, folder, events, killed: Cell::new(false) })
     }
 
     /// The folder, to create a process in.
@@ -110,13 +114,22 @@ impl Slot {
 
     /// Sends SIGKILL to all in it, also to those being born.
     pub(super) fn kill(&self) -> io::Result<()> {
+        self.killed.set(true);
         fs::write(self.path.join("cgroup.kill"), "1")
+    }
+
+    /// Sends SIGKILL if there is anyone to kill: who is just going may still be counted.
+    pub(super) fn kill_rest(&self) -> io::Result<()> {
+        if self.is_empty()? || self.processes()?.is_empty() { Ok(()) } else { self.kill() }
+    }
+
+    fn processes(&self) -> io::Result<String> {
+        fs::read_to_string(self.path.join("cgroup.procs"))
     }
 
     /// Sends SIGTERM to all in it.
     pub(super) fn terminate(&self) -> io::Result<()> {
-        let processes = fs::read_to_string(self.path.join("cgroup.procs"))?;
-        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter_map(pid_of) {
+        for pid in self.processes()?.lines().filter_map(|line| line.parse().ok()).filter_map(pid_of) {
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
         Ok(())
@@ -154,9 +167,14 @@ fn end_leftovers(folder: &Path) -> io::Result<()> {
         let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
         rustix::event::poll(&mut [PollFd::new(whole.events(), PollFlags::PRI)], Some(&timeout))?;
     }
+    remove_all(folder)
+}
+
+/// Removes a cgroup and those in it, as far as they are empty.
+fn remove_all(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)?.filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            fs::remove_dir(entry.path())?;
+            let _ = fs::remove_dir(entry.path());
         }
     }
     fs::remove_dir(folder)

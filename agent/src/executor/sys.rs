@@ -251,11 +251,11 @@ extern "C" fn child_main(plan: *mut c_void) -> c_int {
             plan.failed_step.store(step, Ordering::Release);
             libc::_exit(127)
         };
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
+        // The kernel's structure, all zeros: the default. The C library would refuse two that it keeps for itself
+        // but that this process may have inherited as ignored. SIGKILL and SIGSTOP are refused, rightly.
+        let default = [0_u64; 4];
         for signal in 1..=SIGNAL_MAX {
-            // It refuses SIGKILL, SIGSTOP and the C library's own two, which nobody can send to a new process.
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<c_void>(), 8_usize);
         }
         if libc::setsid() < 0 {
             fail(1);

@@ -133,11 +133,7 @@ impl Tree {
     /// Sends SIGKILL to what `main` left; it has exited and is not reaped yet, so its number is still its own.
     pub(super) fn end(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => {
-                if !slot.is_empty().unwrap_or(false) {
-                    let _ = slot.kill();
-                }
-            }
+            Self::Cgroup(slot) => drop(slot.kill_rest()),
             Self::Family(_) => signal_group(main, Signal::KILL),
         }
     }
