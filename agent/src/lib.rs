@@ -1,3 +1,4 @@
 //! The agent of packrun. Its rooms are listed in README.md, "The house".
 
 pub mod spool;
+pub mod executor;

@@ -1,0 +1,201 @@
+//! Bytes of an attempt's pipes into log blocks: the [`Cutter`] is a machine without I/O and clock.
+//!
+//! A line is cut at its newline. Text without one is held until the newline, until more than
+//! [`limit::ENTRY_TEXT_BYTES_MAX`] bytes are there, or until [`HOLD`] has passed without more; then it goes as a
+//! continued piece, which splits no UTF-8 character that is whole. A block leaves [`FLUSH`] after the block before
+//! it, or at once when that is past: the first line after a pause doesn't wait, and a noisy job fills its blocks.
+//!
+//! Invariant: the texts of one stream's entries, each followed by a newline unless continued, are the bytes that
+//! were fed, wherever the reads were split.
+
+use std::time::Duration;
+
+use packrun_protocol::block::{Block, BlockBuilder, LogStream};
+use packrun_protocol::id::AttemptId;
+use packrun_protocol::limit;
+use packrun_protocol::time::Timestamp;
+
+/// Shortest time between two blocks that are not full. With a timer's millisecond and the way to the wire it is
+/// within the 10 ms that a line may take.
+pub const FLUSH: Duration = Duration::from_millis(5);
+
+/// How long text without a newline is held, from the last of it.
+pub const HOLD: Duration = Duration::from_millis(500);
+
+/// Cuts the output of one attempt.
+#[derive(Debug)]
+pub struct Cutter {
+    builder: BlockBuilder,
+    /// When the entries in the builder leave; `None` when there are none.
+    flush_at: Option<Timestamp>,
+    flushed_at: Option<Timestamp>,
+    held: [Held; 2],
+}
+
+/// The end of a stream, which no newline has followed yet.
+#[derive(Debug)]
+struct Held {
+    stream: LogStream,
+    text: Vec<u8>,
+    until: Timestamp,
+}
+
+impl Held {
+    fn new(stream: LogStream) -> Self {
+        Self { stream, text: Vec::new(), until: Timestamp::MAX }
+    }
+}
+
+impl Cutter {
+    /// A cutter of the output of `attempt`, from its first byte.
+    #[must_use]
+    pub fn new(attempt: AttemptId) -> Self {
+        Self {
+            builder: BlockBuilder::new(attempt, 0),
+            flush_at: None,
+            flushed_at: None,
+            held: [Held::new(LogStream::Stdout), Held::new(LogStream::Stderr)],
+        }
+    }
+
+    /// How many entries there are so far: the number that the next one gets.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.builder.next_seq()
+    }
+
+    /// When [`Cutter::tick`] is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let held = self.held.iter().filter(|held| !held.text.is_empty()).map(|held| held.until);
+        held.chain(self.flush_at).min()
+    }
+
+    /// Takes what was read from a stream at `now`; blocks that are full go to `out`.
+    pub fn feed(&mut self, now: Timestamp, stream: LogStream, mut bytes: &[u8], out: &mut Vec<Block>) {
+        let index = usize::from(stream == LogStream::Stderr);
+        while let Some(newline) = bytes.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = bytes.split_at(newline);
+            bytes = rest.get(1..).unwrap_or_default();
+            if self.held[index].text.is_empty() {
+                self.line(now, stream, line, out);
+            } else {
+                let mut whole = std::mem::take(&mut self.held[index].text);
+                whole.extend_from_slice(line);
+                self.line(now, stream, &whole, out);
+                whole.clear();
+                self.held[index].text = whole;
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        let mut text = std::mem::take(&mut self.held[index].text);
+        text.extend_from_slice(bytes);
+        let mut rest = text.as_slice();
+        while rest.len() > limit::ENTRY_TEXT_BYTES_MAX {
+            rest = self.piece(now, stream, rest, out);
+        }
+        let sent = text.len() - rest.len();
+        text.drain(..sent);
+        self.held[index].text = text;
+        self.held[index].until = now + HOLD;
+    }
+
+    /// Does what is due at `now`; blocks that leave go to `out`.
+    pub fn tick(&mut self, now: Timestamp, out: &mut Vec<Block>) {
+        for index in 0..self.held.len() {
+            let held = &mut self.held[index];
+            if held.text.is_empty() || held.until > now {
+                continue;
+            }
+            held.until = now + HOLD;
+            let (stream, text) = (held.stream, std::mem::take(&mut held.text));
+            // A character that is only half there waits once more, unless it is all there is.
+            let end = match whole_characters(&text) {
+                0 => text.len(),
+                end => end,
+            };
+            self.push(now, stream, true, &text[..end], out);
+            self.held[index].text = text[end..].to_vec();
+        }
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.flush(now, out);
+        }
+    }
+
+    /// Lets all go that is held: the pipes are closed.
+    pub fn end(&mut self, now: Timestamp, out: &mut Vec<Block>) {
+        for index in 0..self.held.len() {
+            let text = std::mem::take(&mut self.held[index].text);
+            if !text.is_empty() {
+                self.push(now, self.held[index].stream, true, &text, out);
+            }
+        }
+        self.flush(now, out);
+    }
+
+    fn line(&mut self, now: Timestamp, stream: LogStream, mut line: &[u8], out: &mut Vec<Block>) {
+        while line.len() > limit::ENTRY_TEXT_BYTES_MAX {
+            line = self.piece(now, stream, line, out);
+        }
+        self.push(now, stream, false, line, out);
+    }
+
+    /// Pushes as much of a long text as an entry takes, and gives back the rest.
+    fn piece<'a>(
+        &mut self,
+        now: Timestamp,
+        stream: LogStream,
+        text: &'a [u8],
+        out: &mut Vec<Block>,
+    ) -> &'a [u8] {
+        let end = whole_characters(&text[..limit::ENTRY_TEXT_BYTES_MAX]);
+        let (piece, rest) = text.split_at(end);
+        self.push(now, stream, true, piece, out);
+        rest
+    }
+
+    fn push(
+        &mut self,
+        now: Timestamp,
+        stream: LogStream,
+        continued: bool,
+        text: &[u8],
+        out: &mut Vec<Block>,
+    ) {
+        if !self.builder.has_room(now, text.len()) {
+            self.flush(now, out);
+        }
+        if self.builder.push(now, stream, continued, text).is_ok() && self.flush_at.is_none() {
+            self.flush_at = Some(self.flushed_at.map_or(now, |last| now.max(last + FLUSH)));
+        }
+    }
+
+    fn flush(&mut self, now: Timestamp, out: &mut Vec<Block>) {
+        self.flush_at = None;
+        if let Some(block) = self.builder.finish() {
+            self.flushed_at = Some(now);
+            out.push(block);
+        }
+    }
+}
+
+/// How much of `text` ends with a whole UTF-8 character; all of it where its end is no UTF-8 anyway.
+fn whole_characters(text: &[u8]) -> usize {
+    let tail = text.len().saturating_sub(3);
+    let Some(lead) = text[tail..].iter().rposition(|byte| !matches!(byte, 0x80..=0xbf)) else {
+        return text.len();
+    };
+    let lead = tail + lead;
+    let wanted = match text[lead] {
+        0xc2..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf4 => 4,
+        _ => 1,
+    };
+    if text.len() - lead < wanted { lead } else { text.len() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! One epoll instance with tokens, awaited by the runtime: a single descriptor for all pipes or all processes.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{Timespec, epoll};
+use tokio::io::unix::AsyncFd;
+
+use super::sys;
+
+/// Most tokens of one turn.
+const TOKENS_MAX: usize = 256;
+
+/// Descriptors to wait for.
+#[derive(Debug)]
+pub(super) struct Poll {
+    epoll: AsyncFd<OwnedFd>,
+}
+
+impl Poll {
+    /// Must be called inside a runtime.
+    pub(super) fn new() -> io::Result<Self> {
+        let epoll = sys::register(epoll::create(epoll::CreateFlags::CLOEXEC)?)?;
+        Ok(Self { epoll })
+    }
+
+    /// Reports `token` for as long as `source` is readable, or closed at its other end.
+    pub(super) fn add(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        self.add_for(source, token, epoll::EventFlags::IN)
+    }
+
+    /// Reports `token` whenever something happened out of band, as in `cgroup.events`.
+    pub(super) fn add_urgent(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        self.add_for(source, token, epoll::EventFlags::PRI)
+    }
+
+    fn add_for(&self, source: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+        match epoll::add(&self.epoll, source, epoll::EventData::new_u64(token), flags) {
+            Err(rustix::io::Errno::EXIST) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    /// Reports `source` no more.
+    pub(super) fn remove(&self, source: impl AsFd) {
+        let _ = epoll::delete(&self.epoll, source);
+    }
+
+    /// The tokens of what is ready, at least one. Cancel-safe: they are reported again until they are handled.
+    pub(super) async fn ready(&self) -> io::Result<Vec<u64>> {
+        loop {
+            let mut guard = self.epoll.readable().await?;
+            let mut events = Vec::with_capacity(TOKENS_MAX);
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            rustix::io::retry_on_intr(|| {
+                epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now))
+            })?;
+            if events.is_empty() {
+                guard.clear_ready();
+                continue;
+            }
+            return Ok(events.into_iter().map(|event: epoll::Event| event.data.u64()).collect());
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! An executor in a folder of its own, and what came of one job.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use packrun_agent::executor::{self, Command, Event, Executor, HostEnvironment, Settings, StartOrder};
+use packrun_protocol::block::LogStream;
+use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId, PackRunId};
+use packrun_protocol::job::{Action, Definition};
+use packrun_protocol::state::Outcome;
+use packrun_protocol::time::Clock;
+
+/// How long anything may take that is not bound to be quick, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+pub(crate) struct Harness {
+    pub(crate) executor: Executor,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
+}
+
+impl Ended {
+    pub(crate) fn lines(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.out).lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn reason(&self) -> String {
+        self.outcome.reason.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+pub(crate) fn script(text: &str) -> Definition {
+    definition(Action::Script(text.to_owned()))
+}
+
+pub(crate) fn command(words: &[&str]) -> Definition {
+    definition(Action::Command(words.iter().map(|word| (*word).to_owned()).collect()))
+}
+
+fn definition(action: Action) -> Definition {
+    Definition { action, env: vec![], workdir: None, timeout: None, artifacts: vec![], inputs: vec![] }
+}
+
+pub(crate) fn order(definition: Definition) -> StartOrder {
+    StartOrder {
+        attempt: AttemptId { job_run: JobRunId::generate(), number: AttemptNumber::FIRST },
+        run: PackRunId::generate(),
+        pack: "demo".parse().unwrap(),
+        version: 3,
+        key: "test[shard=1]".parse().unwrap(),
+        definition: Arc::new(definition),
+    }
+}
+
+impl Harness {
+    /// `None`, with the reason printed, where the host has no such isolation.
+    pub(crate) fn start() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let host = HostEnvironment {
+            agent: "host-1".parse().unwrap(),
+            path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
+            lang: Some("C.UTF-8".to_owned()),
+            tz: None,
+        };
+        let workspaces = folder.path().join("workspaces");
+        let settings = Settings { workspaces, host, isolation: Some(crate::ISOLATION) };
+        match executor::start(settings, Clock::start()) {
+            Ok(executor) => Some(Self { executor, folder }),
+            Err(error) => {
+                println!("skipped: this host has no {:?}: {error}", crate::ISOLATION);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) async fn send(&self, command: Command) {
+        self.executor.commands.send(command).await.unwrap();
+    }
+
+    pub(crate) async fn next(&mut self) -> Event {
+        let event = tokio::time::timeout(PATIENCE, self.executor.events.recv()).await;
+        event.expect("something happens in time").expect("the executor lives")
+    }
+
+    pub(crate) async fn begin(&mut self, definition: Definition) -> AttemptId {
+        let order = order(definition);
+        let attempt = order.attempt;
+        self.send(Command::Start(order)).await;
+        attempt
+    }
+
+    /// All until the end of the one attempt that runs; `on_line` sees each entry of stdout.
+    pub(crate) async fn end_with(&mut self, mut on_line: impl AsyncFnMut(&Executor, &[u8])) -> Ended {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        loop {
+            match self.next().await {
+                Event::Block(block) => {
+                    for entry in block.entries() {
+                        let stream = if entry.stream == LogStream::Stdout { &mut out } else { &mut err };
+                        stream.extend_from_slice(&entry.text);
+                        if !entry.continued {
+                            stream.push(b'\n');
+                        }
+                        if entry.stream == LogStream::Stdout {
+                            on_line(&self.executor, &entry.text).await;
+                        }
+                    }
+                }
+                Event::Ended { outcome, .. } => return Ended { outcome, out, err },
+                Event::LeftBehind { workspace, error } => panic!("{} stays: {error}", workspace.display()),
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) async fn end(&mut self) -> Ended {
+        self.end_with(async |_, _| {}).await
+    }
+
+    pub(crate) async fn run(&mut self, definition: Definition) -> Ended {
+        self.begin(definition).await;
+        self.end().await
+    }
+
+    /// How many cgroups its attempts have.
+    pub(crate) fn cgroups(&self) -> usize {
+        let meta = std::fs::metadata(self.path("workspaces")).unwrap();
+        let name = format!("packrun-{:x}-{:x}", meta.dev(), meta.ino());
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&name));
+        let folder = roots.iter().find_map(|root| std::fs::read_dir(root).ok());
+        folder.map_or(0, |folder| {
+            folder.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
+        })
+    }
+
+    /// Ends the executor and waits for it.
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
+        let Executor { commands, mut events, .. } = self.executor;
+        drop(commands);
+        while events.recv().await.is_some() {}
+        self.folder
+    }
+}
+
+/// The numbers in a file, one a line.
+pub(crate) fn pids(path: &Path) -> Vec<i32> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| line.trim().parse().unwrap()).collect()
+}
+
+pub(crate) fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The host's own measure: one process after the other by what the C library has for it, which is what
+/// the standard library calls here.
+pub(crate) fn bare_spawns_per_second(count: u32) -> f64 {
+    let started = std::time::Instant::now();
+    for _ in 0..count {
+        assert!(std::process::Command::new("/bin/true").status().unwrap().success());
+    }
+    f64::from(count) / started.elapsed().as_secs_f64()
+}
