@@ -1,1 +1,3 @@
 //! The agent of packrun. Its rooms are listed in README.md, "The house".
+
+pub mod artifacts;
