@@ -2,3 +2,4 @@
 
 pub mod spool;
 pub mod executor;
+pub mod artifacts;

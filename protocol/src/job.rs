@@ -1,5 +1,5 @@
-//! What an attempt has to do, rendered: no expression is left in it. Made when a pack run is created, kept with
-//! its plan, and carried to the agent in the assignment.
+//! What an attempt has to do, rendered: no expression is left in it. Made when a pack run is created, kept
+//! with its plan, and carried to the agent in the assignment.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lean;
 use crate::name::{Labels, Name};
-use crate::path::RelativePath;
+use crate::path::{PathError, RelativePath};
 
 /// What an attempt executes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,31 @@ pub struct ArtifactRule {
     pub optional: bool,
 }
 
+/// What makes a rule's path a glob. A backslash is among them: in a glob it takes the next one literally.
+const GLOB_CHARACTERS: [char; 5] = ['*', '?', '[', '{', '\\'];
+
+impl ArtifactRule {
+    /// Whether the path is a glob rather than the path of one file or folder.
+    #[must_use]
+    pub fn is_glob(&self) -> bool {
+        self.path.contains(GLOB_CHARACTERS)
+    }
+
+    /// What the rule is anchored to: a plain path itself, of a glob the folders before its first component
+    /// with a glob character. Every file that the rule matches is this path or lies below it; `None` is the
+    /// workspace.
+    ///
+    /// # Errors
+    /// When the path is no path inside a workspace.
+    pub fn anchor(&self) -> Result<Option<RelativePath>, PathError> {
+        let Some(first) = self.path.find(GLOB_CHARACTERS) else { return self.path.parse().map(Some) };
+        match self.path.get(..first).and_then(|literal| literal.rsplit_once('/')) {
+            Some((folder, _)) => folder.parse().map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
 /// An artifact of another job run that an attempt finds in its workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputRule {
@@ -54,6 +79,51 @@ pub struct InputRule {
     pub to: Option<RelativePath>,
     /// Whether it is fine when it was not left.
     pub optional: bool,
+}
+
+impl InputRule {
+    /// Where a file that the other job run left goes in the workspace, or `None` when this input doesn't take
+    /// it. `left` are that job's rules, `name` and `file` the name of the rule that kept the file, and its
+    /// path.
+    ///
+    /// When a rule of `left` has the input's text as its name, the input takes that rule's files; otherwise
+    /// the text is a path, and it takes that file, or all files in that folder. With `to`, the file at the
+    /// path that was named is put at `to`, and a file below the folder that was named keeps the rest of its
+    /// path below `to`; for a rule with a glob, that folder is the rule's [anchor](ArtifactRule::anchor). So
+    /// where a file goes never depends on how many others there are. Without `to`, it goes to the path it
+    /// had.
+    ///
+    /// # Errors
+    /// When the path it should go to is too long.
+    pub fn destination(
+        &self,
+        left: &[ArtifactRule],
+        name: Option<&Name>,
+        file: &RelativePath,
+    ) -> Result<Option<RelativePath>, PathError> {
+        let is_named = |rule: &&ArtifactRule| rule.name.as_ref().is_some_and(|n| n.as_str() == self.artifact);
+        let rest = if left.iter().any(|rule| is_named(&rule)) {
+            if name.is_none_or(|name| name.as_str() != self.artifact) {
+                return Ok(None);
+            }
+            let anchors = left.iter().filter(is_named).filter_map(|rule| rule.anchor().ok());
+            anchors.filter_map(|anchor| below(file, anchor.as_ref().map_or("", RelativePath::as_str))).next()
+        } else {
+            below(file, &self.artifact)
+        };
+        match (rest, &self.to) {
+            (None, _) => Ok(None),
+            (Some(_), None) => Ok(Some(file.clone())),
+            (Some(""), Some(to)) => Ok(Some(to.clone())),
+            (Some(rest), Some(to)) => to.join(&rest.parse()?).map(Some),
+        }
+    }
+}
+
+/// The part of `file` below `folder`, empty when they are one; `None` when it isn't there.
+fn below<'a>(file: &'a RelativePath, folder: &str) -> Option<&'a str> {
+    let rest = file.as_str().strip_prefix(folder)?;
+    if folder.is_empty() || rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
 }
 
 /// One job run's work, at most [`crate::limit::JOB_DEFINITION_BYTES_MAX`] encoded.
@@ -74,4 +144,87 @@ pub struct Definition {
     /// What to fetch before the start.
     #[serde(deserialize_with = "lean::list")]
     pub inputs: Vec<InputRule>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(path: &str, name: Option<&str>) -> ArtifactRule {
+        ArtifactRule { path: path.into(), name: name.map(|n| n.parse().unwrap()), optional: false }
+    }
+
+    /// Where the file at `path`, kept by a rule called `name`, goes for an input of `artifact`.
+    fn goes(
+        artifact: &str,
+        to: Option<&str>,
+        left: &[ArtifactRule],
+        name: Option<&str>,
+        path: &str,
+    ) -> String {
+        let input = InputRule {
+            from: "compile".parse().unwrap(),
+            artifact: artifact.into(),
+            to: to.map(|to| to.parse().unwrap()),
+            optional: false,
+        };
+        let name: Option<Name> = name.map(|n| n.parse().unwrap());
+        match input.destination(left, name.as_ref(), &path.parse().unwrap()) {
+            Ok(to) => to.map_or("not taken".into(), |to| to.to_string()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_rule_is_anchored_at_the_folder_before_its_first_glob_character() {
+        for (path, anchor) in [
+            ("target/release/app", Some("target/release/app")),
+            ("reports/**/*.xml", Some("reports")),
+            ("a/b*/c", Some("a")),
+            ("a/b/{c/d,e}", Some("a/b")),
+            (r"a/\[id]/b", Some("a")),
+            ("*.log", None),
+            ("**", None),
+        ] {
+            let got = artifact(path, None).anchor().unwrap();
+            assert_eq!(got.as_ref().map(RelativePath::as_str), anchor, "{path}");
+        }
+        for path in ["", "/etc/*", "../*", "a/../*", "./*", "a//*", "../a", "/a", "a\0b"] {
+            assert!(artifact(path, None).anchor().is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_input_with_a_path_takes_that_file_or_what_is_in_that_folder_and_nothing_beside_it() {
+        assert_eq!(goes("bin/app", None, &[], None, "bin/app"), "bin/app");
+        assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app"), "app");
+        assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app2"), "not taken");
+        assert_eq!(goes("bin", None, &[], None, "bin/x/app"), "bin/x/app");
+        assert_eq!(goes("bin", Some("tools"), &[], None, "bin/x/app"), "tools/x/app");
+        assert_eq!(goes("bin", Some("tools"), &[], None, "binary/app"), "not taken");
+        assert_eq!(goes("bin", Some("tools"), &[], Some("bin-files"), "bin/app"), "tools/app");
+    }
+
+    #[test]
+    fn an_input_with_a_name_puts_files_below_the_anchor_of_their_rule_however_many_there_are() {
+        let left = [
+            artifact("bin/app", Some("app")),
+            artifact("reports/**/*.xml", Some("reports")),
+            artifact("more/*.xml", Some("reports")),
+            artifact("*.log", Some("logs")),
+        ];
+        assert_eq!(goes("app", Some("tools/app"), &left, Some("app"), "bin/app"), "tools/app");
+        assert_eq!(goes("app", None, &left, Some("app"), "bin/app"), "bin/app");
+        assert_eq!(goes("reports", Some("in"), &left, Some("reports"), "reports/a/b.xml"), "in/a/b.xml");
+        assert_eq!(goes("reports", Some("in"), &left, Some("reports"), "more/c.xml"), "in/c.xml");
+        assert_eq!(goes("reports", Some("in"), &left, None, "reports/other.txt"), "not taken");
+        assert_eq!(goes("logs", Some("in"), &left, Some("logs"), "build.log"), "in/build.log");
+    }
+
+    #[test]
+    fn a_destination_over_the_path_limit_is_an_error() {
+        let (long, to) = (["b"; 400].join("/"), ["t"; 200].join("/"));
+        let words = goes("a", Some(&to), &[], None, &format!("a/{long}"));
+        assert!(words.contains("1024"), "{words}");
+    }
 }
