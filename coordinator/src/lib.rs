@@ -2,6 +2,6 @@
 
 pub mod artifacts;
 pub mod core;
-pub mod store;
-pub mod pack;
 pub mod logs;
+pub mod pack;
+pub mod store;

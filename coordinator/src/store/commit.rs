@@ -15,7 +15,7 @@ use super::tables::{
     VERSIONS, attempt_key, state_key,
 };
 use super::{CommitError, Lease, SCHEMA, Store, StoreError};
-use crate::core::outcome::{
+use crate::core::change::{
     AgentRow, ArtifactRow, AttemptRow, Change, FeedRow, JobRunRow, PackRunRow, PackVersionRow, ProgressRow,
 };
 

@@ -16,7 +16,7 @@ use super::tables::{
     PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, VERSIONS, attempt_key, attempt_of,
     state_key,
 };
-use crate::core::outcome::{AgentRow, ArtifactRow, AttemptRow, FeedRow, JobRunRow, ProgressRow};
+use crate::core::change::{AgentRow, ArtifactRow, AttemptRow, FeedRow, JobRunRow, ProgressRow};
 use crate::core::plan::Plan;
 
 /// The store as it was at one moment.

@@ -6,7 +6,7 @@ use packrun_protocol::id::PackRunId;
 
 use super::StoreError;
 use super::read::Reader;
-use crate::core::outcome::PackRunRow;
+use crate::core::change::PackRunRow;
 use crate::core::{LiveRun, PackHead, Rows};
 
 pub(super) fn load(reader: &Reader) -> Result<Rows, StoreError> {

@@ -48,7 +48,7 @@ pub(super) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {
     let exit = match verdict {
         Verdict::Succeeded => ExitStatus::Code(0),
         Verdict::Failed => ExitStatus::Code(1),
-        Verdict::TimedOut | Verdict::Canceled => ExitStatus::Signal(15),
+        Verdict::TimedOut | Verdict::Canceled | Verdict::Lost => ExitStatus::Signal(15),
     };
     Outcome {
         verdict,

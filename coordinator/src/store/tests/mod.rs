@@ -13,10 +13,10 @@ use packrun_protocol::state::{ExitStatus, JobRunState, Outcome, PackRunState, Ve
 use packrun_protocol::time::Timestamp;
 
 use super::*;
+use crate::core::change::Change;
 use crate::core::event::{
     Artifact, Capacity, Command, Event, Idempotency, NewRun, Report, SessionId, Ticket,
 };
-use crate::core::outcome::Change;
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::{Config, Core};
 
