@@ -29,7 +29,7 @@ mod schedule;
 mod state;
 #[cfg(test)]
 mod tests;
-mod why;
+mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +48,7 @@ use self::outcome::{Assignment, Effect, Refusal, Reply, Step};
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};
+pub use self::view::{AgentView, Gauges};
 
 /// How long an idempotency key outlives its pack run here: longer than any commit that doesn't fail.
 pub const KEY_MEMORY: Duration = Duration::from_secs(600);

@@ -58,8 +58,8 @@ pub enum RestoreError {
     /// The attempt of a job run that has one under way.
     #[error("job run {0} has an attempt under way, but no row of it with a known agent")]
     Attempt(JobRunId),
-    /// A job run in a state that contradicts those it needs.
-    #[error("job run {0} is {1}, which contradicts the job runs it needs")]
+    /// A job run in a state that contradicts its pack run or those it needs.
+    #[error("job run {0} is {1}, which contradicts its pack run or the job runs it needs")]
     Dependency(JobRunId, JobRunState),
     /// A row of a job run that is not in the plan.
     #[error("the row of job run {0} doesn't fit the plan")]
@@ -217,7 +217,9 @@ impl PackRun {
             }
             let waits = self.jobs[job_run.job.0 as usize].waits_for > 0;
             let blocked = job_run.state == JobRunState::Blocked;
-            if !job_run.state.is_terminal() && waits != blocked {
+            let waits_in_vain =
+                self.canceled && matches!(job_run.state, JobRunState::Blocked | JobRunState::Queued);
+            if waits_in_vain || !job_run.state.is_terminal() && waits != blocked {
                 return Err(RestoreError::Dependency(self.planned(index).id, job_run.state));
             }
         }

@@ -22,7 +22,7 @@ use super::{Core, KEY_MEMORY};
 impl PackRun {
     pub(super) fn feed(&mut self, at: Timestamp, entry: FeedEntry) -> Change {
         let number = self.feed_next;
-        self.feed_next += 1;
+        self.feed_next = number.saturating_add(1);
         Change::Feed(FeedRow { pack_run: self.row.id, number, at, entry })
     }
 
@@ -90,6 +90,10 @@ impl Core {
         new.plan.check().map_err(Refusal::Invalid)?;
         if new.plan.job_runs().any(|planned| self.places.contains_key(&planned.id)) {
             return Err(Refusal::Invalid("the id of a job run is taken"));
+        }
+        let taken_over = new.plan.job_runs().filter(|planned| new.reused.contains_key(&planned.id));
+        if taken_over.count() < new.reused.len() {
+            return Err(Refusal::Invalid("it takes over a success for a job run that it doesn't have"));
         }
         let id = new.id;
         let row = Arc::new(PackRunRow {

@@ -170,6 +170,11 @@ impl Schedule {
         self.hosts.get(&agent)
     }
 
+    /// How many job runs are queued.
+    pub(super) fn len(&self) -> usize {
+        self.classes.values().map(|class| class.queue.len()).sum()
+    }
+
     /// All known agents, and those that could ever take a job run of this requirement.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.hosts.values()

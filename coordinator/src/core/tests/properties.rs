@@ -323,8 +323,6 @@ impl Play {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 4000, ..ProptestConfig::default() })]
-
     #[test]
     fn whatever_happens_the_rules_hold_and_every_pack_run_ends(
         agents in 1..5_u32,

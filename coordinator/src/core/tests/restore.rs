@@ -54,6 +54,11 @@ fn every_contradiction_is_named() {
         }),
         [RestoreError::Dependency(job_run_id(1), JobRunState::Blocked)]
     );
+    assert_eq!(
+        restore_broken(|run| run.progress.canceled = true),
+        [RestoreError::Dependency(job_run_id(1), JobRunState::Blocked)],
+        "a canceled pack run in which something waits"
+    );
     let mut twice = rows();
     twice.runs.push(twice.runs[0].clone());
     let (_, quarantined) = Core::restore(Config::default(), Epoch(2), make_now(), twice);

@@ -9,6 +9,7 @@ use super::make::{
 };
 use super::scene::{attempt, run, run_state, session, states, world};
 use super::world::World;
+use crate::core::Gauges;
 use crate::core::change::FeedEntry;
 use crate::core::event::{Command, Idempotency, Report, Ticket};
 use crate::core::outcome::{Refusal, Reply};
@@ -143,6 +144,22 @@ fn work_goes_to_the_agent_with_the_most_free_slots_and_the_oldest_pack_run_first
 }
 
 #[test]
+fn a_repeated_pack_run_takes_over_successes_and_runs_the_rest() {
+    let (mut world, agent) = world(&[JobSpec::default(), JobSpec::needing(&[0])]);
+    run(&mut world, agent, attempt(0, 1), Verdict::Succeeded);
+    run(&mut world, agent, attempt(1, 1), Verdict::Failed);
+    let mut new = new_run(1, plan(2, &[JobSpec::default(), JobSpec::needing(&[0])]));
+    new.retry_of = Some(run_id(0));
+    new.reused = [(job_run_id(9), job_run_id(0))].into();
+    let refused = world.command(Command::CreateRun(Box::new(new.clone())));
+    assert!(matches!(refused, Err(Refusal::Invalid(_))), "{refused:?}");
+    new.reused = [(job_run_id(2), job_run_id(0))].into();
+    world.command(Command::CreateRun(Box::new(new))).unwrap();
+    assert_eq!(world.live.job_runs[&job_run_id(2)].reused_from, Some(job_run_id(0)));
+    assert_eq!(states(&world, 4)[2..], ["succeeded", "assigned"]);
+}
+
+#[test]
 fn the_same_content_is_the_same_version() {
     let mut world = World::new();
     let registered = |version, created| Ok(Reply::Registered { version, created });
@@ -184,6 +201,8 @@ fn a_waiting_job_run_says_why() {
     let why = |world: &World, number| {
         world.core.why_queued(job_run_id(number)).map(|reason| reason.as_str().to_owned())
     };
+    let gauges = Gauges { pack_runs: 1, queued: 3, held: 2, connected: 1 };
+    assert_eq!(world.core.gauges(), gauges);
     assert_eq!(why(&world, 0), None, "it is assigned");
     assert_eq!(why(&world, 2).unwrap(), "no agent has label gpu=yes");
     assert_eq!(why(&world, 3).unwrap(), "no agent with its labels has 999 cpus and 0 bytes of memory");

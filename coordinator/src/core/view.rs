@@ -1,13 +1,62 @@
-//! Why a job run waits, in words. Asked by people, never by the scheduler, so it may look at every agent.
+//! What people and metrics ask of the core. The scheduler never does, so this may look at everything.
 
 use packrun_protocol::id::JobRunId;
 use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{JobRunState, Reason};
 
 use super::Core;
+use super::change::AgentRow;
+use super::event::SessionId;
 use super::schedule::{Host, Schedule};
 
+/// An agent as it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentView<'a> {
+    /// What is kept of it.
+    pub row: &'a AgentRow,
+    /// Its session, while it is connected.
+    pub session: Option<SessionId>,
+    /// Whether it said that it wants nothing more in this session.
+    pub declines: bool,
+    /// How many attempts it holds.
+    pub held: usize,
+}
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gauges {
+    /// Pack runs that have not ended.
+    pub pack_runs: usize,
+    /// Job runs that wait for an agent, those that wait for their backoff not among them.
+    pub queued: usize,
+    /// Attempts that agents hold.
+    pub held: usize,
+    /// Agents with a session.
+    pub connected: usize,
+}
+
 impl Core {
+    /// All agents, by id.
+    pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
+        self.agents.values().map(|agent| AgentView {
+            row: &agent.row,
+            session: agent.session,
+            declines: agent.declines,
+            held: agent.held.len(),
+        })
+    }
+
+    /// How much there is. Costs a look at each agent and each queue.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            pack_runs: self.runs.len(),
+            queued: self.schedule.len(),
+            held: self.agents().map(|agent| agent.held).sum(),
+            connected: self.agents().filter(|agent| agent.session.is_some()).count(),
+        }
+    }
+
     /// Why a job run is blocked or queued; `None` when it is neither, or not of a live pack run.
     #[must_use]
     pub fn why_queued(&self, id: JobRunId) -> Option<Reason> {
