@@ -113,10 +113,13 @@ const fn when(when: When) -> &'static str {
     }
 }
 
-/// Writes `value` by RFC 8785: no space, keys by their UTF-16 units (§3.2.3). serde_json's texts are already
-/// written as §3.2.2.2 wants them: only quotes, backslashes and control characters escaped, the short way first.
+/// Writes `value` by RFC 8785: no space, keys by their UTF-16 units (§3.2.3).
 fn write(value: &Value, out: &mut String) {
     match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(truth) => out.push_str(if *truth { "true" } else { "false" }),
+        Value::Number(number) => out.push_str(&number.to_string()),
+        Value::String(text) => write_text(text, out),
         Value::Array(items) => {
             out.push('[');
             for (position, item) in items.iter().enumerate() {
@@ -135,14 +138,33 @@ fn write(value: &Value, out: &mut String) {
                 if position > 0 {
                     out.push(',');
                 }
-                out.push_str(&Value::String(key.clone()).to_string());
+                write_text(key, out);
                 out.push(':');
                 write(value, out);
             }
             out.push('}');
         }
-        scalar => out.push_str(&scalar.to_string()),
     }
+}
+
+/// A text by RFC 8785 §3.2.2.2: only quotes, backslashes and control characters are escaped, the short way where
+/// there is one.
+fn write_text(text: &str, out: &mut String) {
+    out.push('"');
+    for char in text.chars() {
+        match char {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{8}' => out.push_str("\\b"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\u{c}' => out.push_str("\\f"),
+            '\r' => out.push_str("\\r"),
+            '\0'..='\u{1f}' => out.push_str(&format!("\\u{:04x}", u32::from(char))),
+            _ => out.push(char),
+        }
+    }
+    out.push('"');
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use thiserror::Error;
 use super::argument::Arguments;
 use super::check::topological_order;
 use super::model::{Action, Job, Pack};
+use super::problem::printable;
 use super::template::{RenderError, Scope, Template};
 use super::{PLAN_BYTES_MAX, rules};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun};
@@ -270,6 +271,6 @@ impl Renderer<'_> {
     }
 
     fn broken(&self, field: &'static str, reason: impl Display) -> PlanError {
-        PlanError::Field { key: self.key.clone(), field, reason: reason.to_string() }
+        PlanError::Field { key: self.key.clone(), field, reason: printable(&reason.to_string()) }
     }
 }

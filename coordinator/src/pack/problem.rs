@@ -154,7 +154,8 @@ impl Problems {
         suggestion: Option<String>,
     ) {
         if self.found.len() < PROBLEMS_MAX {
-            self.found.push((at, kind, message.into(), suggestion));
+            let suggestion = suggestion.as_deref().map(printable);
+            self.found.push((at, kind, printable(&message.into()), suggestion));
         } else {
             self.omitted += 1;
         }
@@ -195,16 +196,20 @@ pub(super) fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         .map(|(_, candidate)| candidate.to_owned())
 }
 
-/// `text` cut to a length that fits in a message, control characters escaped.
+/// `text` cut to a length that fits in a message, and printable.
 pub(super) fn excerpt(text: &str) -> String {
     const CHARS_MAX: usize = 60;
-    let mut cut = String::new();
-    for (position, char) in text.chars().enumerate() {
-        if position == CHARS_MAX {
-            cut.push('…');
-            break;
-        }
-        if char.is_control() { cut.extend(char.escape_default()) } else { cut.push(char) }
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", printable(text.get(..end).unwrap_or_default())),
+        None => printable(text),
     }
-    cut
+}
+
+/// `text` with its control characters escaped: what a file says must not command the terminal it is shown on.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() { printable.extend(char.escape_default()) } else { printable.push(char) }
+    }
+    printable
 }

@@ -210,7 +210,7 @@ fn values_keep_their_rules() {
         (
             "labels: { 'a b': c, d: \"e\\n\" }",
             "5:15: `a b` is not a valid label: a key takes 1 to 63 characters of A-Z, a-z, 0-9, `.`, `_`, `/` and `-` [value]\n\
-             5:28: `e\n` is not a valid label: a value takes at most 255 bytes without control characters [value]",
+             5:28: `e\\n` is not a valid label: a value takes at most 255 bytes without control characters [value]",
         ),
         (
             "artifacts: [{path: a, name: x}, {path: b, name: x}]",
