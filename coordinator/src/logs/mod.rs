@@ -161,12 +161,13 @@ impl LogStore {
         Ok((Self { dir: shared_dir, runs, commands, durable, health }, recovery))
     }
 
-    /// Lets blocks of `attempt` in, an attempt of `pack_run` on an agent whose clock is off by `offset`, and
-    /// says how far its log has come: its agent goes on there; [`LogStore::progress`] tells what becomes durable,
-    /// to be acknowledged. Of an attempt that is open only the offset changes, for the blocks to come.
+    /// Lets blocks of `attempt` in, an attempt of `pack_run`, and says how far its log has come: its agent goes on
+    /// there; [`LogStore::progress`] tells what becomes durable, to be acknowledged. `offset` is how far our clock
+    /// is ahead of the agent's, as the agent's pings say; it corrects the times of the blocks to come. Of an
+    /// attempt that is open only that changes.
     pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
         let run = self.runs.enter(attempt, pack_run);
-        run.correct(attempt, offset.micros.saturating_neg());
+        run.correct(attempt, offset.micros);
         run.progress(attempt).map(|progress| *progress.borrow()).unwrap_or_default()
     }
 

@@ -10,11 +10,12 @@ async fn write(store: &LogStore, rounds: std::ops::Range<i64>) -> Vec<(MergeKey,
     for round in rounds {
         for number in 0..ATTEMPTS {
             let attempt = attempt(number);
-            let offset = ClockOffset { micros: i64::from(number) * 1_000_003 - 2_000_000, error_micros: 0 };
+            let ahead = i64::from(number) * 1_000_003 - 2_000_000;
+            let offset = ClockOffset { micros: -ahead, error_micros: 0 };
             let seq = store.open_attempt(attempt, pack_run(9), offset).readable;
             let count = 1 + (round as u64 + u64::from(number)) % 3;
             let time = 50_000_000 + (round * 7 + i64::from(number) * 3) / 4;
-            store.append(block_at(attempt, seq, count, time + offset.micros)).await.unwrap();
+            store.append(block_at(attempt, seq, count, time + ahead)).await.unwrap();
             let key = |seq| MergeKey { time: Timestamp::from_micros(time), attempt, seq };
             written.extend((seq..seq + count).map(|seq| (key(seq), format!("{attempt} {seq}"))));
         }

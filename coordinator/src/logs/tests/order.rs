@@ -38,10 +38,10 @@ async fn corrected_time_never_runs_backwards_within_an_attempt() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let one = attempt(1);
-    store.open_attempt(one, pack_run(9), ClockOffset { micros: 500, error_micros: 1 });
+    store.open_attempt(one, pack_run(9), ClockOffset { micros: -500, error_micros: 1 });
     store.append(block_at(one, 0, 1, 10_000)).await.unwrap();
     store.append(block_at(one, 1, 1, 2_000)).await.unwrap();
-    store.open_attempt(one, pack_run(9), ClockOffset { micros: 700, error_micros: 1 });
+    store.open_attempt(one, pack_run(9), ClockOffset { micros: -700, error_micros: 1 });
     store.append(block_at(one, 2, 1, 20_000)).await.unwrap();
     let mut reader = store.read_attempt(one, 0).unwrap();
     let mut times = Vec::new();
