@@ -119,7 +119,8 @@ pub struct Attempt {
     ran_for: Duration,
     exit: Option<ExitStatus>,
     failure: Option<Reason>,
-    entries: u64,
+    /// How many entries there are, once the pipes are closed: a job may close them and go on.
+    entries: Option<u64>,
     artifacts: u32,
 }
 
@@ -138,7 +139,7 @@ impl Attempt {
             ran_for: Duration::ZERO,
             exit: None,
             failure: None,
-            entries: 0,
+            entries: None,
             artifacts: 0,
         };
         (attempt, action)
@@ -197,6 +198,13 @@ impl Attempt {
                 Phase::Running { .. } | Phase::Terminating { .. } | Phase::Killing { .. },
                 Input::Exited(status),
             ) => self.exited(status, now),
+            (
+                Phase::Running { .. } | Phase::Terminating { .. } | Phase::Killing { .. },
+                Input::OutputEnded { entries },
+            ) => {
+                self.entries = Some(entries);
+                Vec::new()
+            }
             (Phase::Draining { tree_until, output }, input) => self.drain(tree_until, output, input, now),
             (Phase::Collecting, Input::Collected(Ok(artifacts))) => {
                 self.artifacts = artifacts;
@@ -249,14 +257,15 @@ impl Attempt {
     fn give_up(&mut self, now: Timestamp) -> Vec<Action> {
         self.ran_for = self.started_at.map_or(Duration::ZERO, |started| now.since(started));
         self.failure = Some(Reason::new("the process did not end within 30 s of SIGKILL and was left alone"));
-        self.phase = Phase::Draining { tree_until: None, output: Drain::Closing };
-        vec![Action::Abandon, Action::CloseOutput]
+        let output = if self.entries.is_some() { Drain::Ended } else { Drain::Until(now) };
+        self.phase = Phase::Draining { tree_until: None, output };
+        [vec![Action::Abandon], self.drain(None, output, Input::Tick, now)].concat()
     }
 
     fn exited(&mut self, status: ExitStatus, now: Timestamp) -> Vec<Action> {
         self.exit = Some(status);
         self.ran_for = self.started_at.map_or(Duration::ZERO, |started| now.since(started));
-        let output = Drain::Until(now + DRAIN);
+        let output = if self.entries.is_some() { Drain::Ended } else { Drain::Until(now + DRAIN) };
         self.phase = Phase::Draining { tree_until: Some(now + KILL_LIMIT), output };
         vec![Action::EndTree, Action::Reap]
     }
@@ -272,7 +281,7 @@ impl Attempt {
         match input {
             Input::TreeEnded => tree_until = None,
             Input::OutputEnded { entries } => {
-                self.entries = entries;
+                self.entries = Some(entries);
                 output = Drain::Ended;
             }
             Input::Kill => self.stop = Some(Stop::Fenced),
@@ -328,7 +337,7 @@ impl Attempt {
             reason,
             ended_at: now,
             ran_for: self.ran_for,
-            entries: self.entries,
+            entries: self.entries.unwrap_or(0),
             artifacts: self.artifacts,
         }
     }

@@ -199,6 +199,16 @@ fn a_cancel_between_order_and_process_is_not_forgotten() {
     assert_eq!(attempt.handle(Input::Started, at(0)), [Action::Terminate]);
 }
 
+#[test]
+fn a_job_that_closes_its_pipes_before_it_exits_is_not_waited_for() {
+    let (mut attempt, _) = Attempt::new(None, false, false);
+    attempt.handle(Input::Started, at(0));
+    assert_eq!(attempt.handle(Input::OutputEnded { entries: 5 }, at(1)), []);
+    attempt.handle(Input::Exited(ExitStatus::Code(0)), at(2));
+    assert_eq!(attempt.handle(Input::TreeEnded, at(2)), [Action::Clean]);
+    assert_eq!(outcome_of(&attempt.handle(Input::Cleaned, at(2))).unwrap().entries, 5);
+}
+
 proptest! {
     #[test]
     fn whatever_comes_an_attempt_ends_once_and_reaps_only_after_the_tree(
