@@ -11,7 +11,7 @@
 //! - At most [`DEPTH_MAX`] descriptors are open at a time.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use super::OWN_FOLDER;
 use super::folder::{Folder, Kind};
+use super::hash;
 use super::rules::Rules;
 
 /// Most files kept of one attempt.
@@ -41,8 +42,6 @@ pub const DEPTH_MAX: usize = 128;
 
 /// Most notes about what was skipped; the last one counts the rest.
 pub const NOTES_MAX: usize = 20;
-
-const BUFFER_BYTES: usize = 128 << 10;
 
 /// Why an attempt's artifacts can't be kept, in words for its reason.
 #[derive(Debug, Error)]
@@ -191,7 +190,7 @@ pub fn collect(workspace: &Folder, rules: &[ArtifactRule]) -> Result<Collection,
         skipped: 0,
         entries: 0,
         bytes: 0,
-        buffer: vec![0; BUFFER_BYTES],
+        buffer: vec![0; hash::BUFFER_BYTES],
     };
     walk.folder(workspace, Path::new(""), 0)?;
     walk.end()
@@ -270,10 +269,12 @@ impl Walk<'_> {
         if self.bytes > limit::ARTIFACT_BYTES_MAX {
             return Err(CollectError::Limit { what: "bytes as artifacts", max: limit::ARTIFACT_BYTES_MAX });
         }
-        let (digest, size) = hash(&mut file, stamp.size, &mut self.buffer).map_err(failed)?;
+        let mut hasher = Sha256::new();
+        let size = hash::feed(&mut hasher, &mut file, stamp.size, &mut self.buffer).map_err(failed)?;
         if size != stamp.size || Stamp::of(&file).map_err(failed)?.0 != stamp {
             return Err(CollectError::Changed { path: path.to_owned() });
         }
+        let digest = Digest::from_bytes(hasher.finalize().into());
         Ok((Content { digest, size, mode }, stamp))
     }
 
@@ -304,25 +305,6 @@ impl Walk<'_> {
         self.collection.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(self.collection)
     }
-}
-
-/// The digest of what `file` holds from here to its end, and how many bytes that are. A file that grows is
-/// read at most one buffer beyond `size`, so one that is written without end doesn't hold the walk.
-fn hash(file: &mut File, size: u64, buffer: &mut [u8]) -> io::Result<(Digest, u64)> {
-    let mut hasher = Sha256::new();
-    let mut total = 0_u64;
-    while total <= size {
-        match file.read(buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                hasher.update(buffer.get(..count).unwrap_or_default());
-                total += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((Digest::from_bytes(hasher.finalize().into()), total))
 }
 
 /// What was listed and can't be opened any more as what it was is a change; anything else a failure to read.
