@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use packrun_protocol::id::Digest;
 use packrun_protocol::job::ArtifactRule;
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 use super::OWN_FOLDER;
 use super::folder::{Folder, Kind};
+use super::hash;
 use super::rules::Rules;
 
 /// Most files kept of one attempt.
@@ -41,8 +43,6 @@ pub const DEPTH_MAX: usize = 128;
 
 /// Most notes about what was skipped; the last one counts the rest.
 pub const NOTES_MAX: usize = 20;
-
-const BUFFER_BYTES: usize = 128 << 10;
 
 /// Why an attempt's artifacts can't be kept, in words for its reason.
 #[derive(Debug, Error)]
@@ -103,6 +103,9 @@ pub enum CollectError {
         /// What is wrong with it.
         why: String,
     },
+    /// The caller wants no result any more.
+    #[error("keeping the artifacts was stopped")]
+    Stopped,
 }
 
 /// What is wrong with the path of a file.
@@ -178,20 +181,26 @@ impl KeptFile {
     }
 }
 
-/// The files in `workspace` that `rules` keep. Blocks for as long as it takes to read them.
+/// The files in `workspace` that `rules` keep. Blocks for as long as it takes to read them, or until `stop` is
+/// set, as when the attempt is canceled meanwhile.
 ///
 /// # Errors
-/// When a rule is not valid, one that isn't optional matches nothing, or a file that matches can't be kept;
-/// then nothing is.
-pub fn collect(workspace: &Folder, rules: &[ArtifactRule]) -> Result<Collection, CollectError> {
+/// When a rule is not valid, one that isn't optional matches nothing, or a file that matches can't be kept; then
+/// nothing is.
+pub fn collect(
+    workspace: &Folder,
+    rules: &[ArtifactRule],
+    stop: &AtomicBool,
+) -> Result<Collection, CollectError> {
     let mut walk = Walk {
         rules: Rules::compile(rules)?,
+        stop,
         matched: vec![false; rules.len()],
         collection: Collection::default(),
         skipped: 0,
         entries: 0,
         bytes: 0,
-        buffer: vec![0; BUFFER_BYTES],
+        buffer: vec![0; hash::BUFFER_BYTES],
     };
     walk.folder(workspace, Path::new(""), 0)?;
     walk.end()
@@ -199,6 +208,7 @@ pub fn collect(workspace: &Folder, rules: &[ArtifactRule]) -> Result<Collection,
 
 struct Walk<'a> {
     rules: Rules<'a>,
+    stop: &'a AtomicBool,
     matched: Vec<bool>,
     collection: Collection,
     skipped: usize,
@@ -221,6 +231,9 @@ impl Walk<'_> {
             .ok_or(CollectError::Limit { what: "files and folders", max: ENTRIES_MAX as u64 })?;
         self.entries += names.len();
         for (name, kind) in names {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(CollectError::Stopped);
+            }
             if depth == 0 && name == OWN_FOLDER {
                 continue;
             }
@@ -252,7 +265,7 @@ impl Walk<'_> {
         }
         let relative = path.to_str().ok_or(NameFault::NotUtf8).and_then(|text| Ok(text.parse()?));
         let relative = relative.map_err(|why| CollectError::Name { path: path.clone(), why })?;
-        let (content, stamp) = self.read(file, &path)?;
+        let (content, stamp) = self.read(&file, &path)?;
         for &rule in matching {
             if let Some(matched) = self.matched.get_mut(rule) {
                 *matched = true;
@@ -263,17 +276,23 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn read(&mut self, mut file: File, path: &Path) -> Result<(Content, Stamp), CollectError> {
+    fn read(&mut self, file: &File, path: &Path) -> Result<(Content, Stamp), CollectError> {
         let failed = |source| CollectError::Read { path: path.to_owned(), source };
-        let (stamp, mode) = Stamp::of(&file).map_err(failed)?;
+        let (stamp, mode) = Stamp::of(file).map_err(failed)?;
         self.bytes = self.bytes.saturating_add(stamp.size);
         if self.bytes > limit::ARTIFACT_BYTES_MAX {
             return Err(CollectError::Limit { what: "bytes as artifacts", max: limit::ARTIFACT_BYTES_MAX });
         }
-        let (digest, size) = hash(&mut file, stamp.size, &mut self.buffer).map_err(failed)?;
-        if size != stamp.size || Stamp::of(&file).map_err(failed)?.0 != stamp {
+        let mut hasher = Sha256::new();
+        let mut source = Stoppable { file, stop: self.stop };
+        let size = hash::feed(&mut hasher, &mut source, stamp.size, &mut self.buffer).map_err(failed)?;
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(CollectError::Stopped);
+        }
+        if size != stamp.size || Stamp::of(file).map_err(failed)?.0 != stamp {
             return Err(CollectError::Changed { path: path.to_owned() });
         }
+        let digest = Digest::from_bytes(hasher.finalize().into());
         Ok((Content { digest, size, mode }, stamp))
     }
 
@@ -306,23 +325,16 @@ impl Walk<'_> {
     }
 }
 
-/// The digest of what `file` holds from here to its end, and how many bytes that are. A file that grows is
-/// read at most one buffer beyond `size`, so one that is written without end doesn't hold the walk.
-fn hash(file: &mut File, size: u64, buffer: &mut [u8]) -> io::Result<(Digest, u64)> {
-    let mut hasher = Sha256::new();
-    let mut total = 0_u64;
-    while total <= size {
-        match file.read(buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                hasher.update(buffer.get(..count).unwrap_or_default());
-                total += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+/// A file that ends early once it is to be stopped.
+struct Stoppable<'a> {
+    file: &'a File,
+    stop: &'a AtomicBool,
+}
+
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) { Ok(0) } else { self.file.read(buffer) }
     }
-    Ok((Digest::from_bytes(hasher.finalize().into()), total))
 }
 
 /// What was listed and can't be opened any more as what it was is a change; anything else a failure to read.

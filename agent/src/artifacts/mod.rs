@@ -6,8 +6,10 @@
 //! [`folder::Folder`], which can't be led out of it by a link, and no link is ever an artifact, not even one
 //! to a file inside.
 
+pub mod cache;
 pub mod collect;
 pub mod folder;
+mod hash;
 pub mod inputs;
 mod rules;
 

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
 fn workspace(files: &[&str]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
@@ -42,7 +44,7 @@ fn named(path: &str, name: &str) -> ArtifactRule {
 }
 
 fn run(dir: &TempDir, rules: &[ArtifactRule]) -> Result<Collection, CollectError> {
-    collect(&Folder::open(dir.path()).unwrap(), rules)
+    collect(&Folder::open(dir.path()).unwrap(), rules, &GO_ON)
 }
 
 fn kept(dir: &TempDir, path: &str) -> Vec<String> {
@@ -142,7 +144,7 @@ fn a_file_that_two_rules_match_is_kept_once_under_the_first_name() {
 #[test]
 fn content_has_the_digest_the_size_and_the_permissions_without_set_id_bits() {
     let dir = workspace(&["a", "b", "c"]);
-    write(&dir, "large", &"x".repeat(3 * BUFFER_BYTES + 7));
+    write(&dir, "large", &"x".repeat(3 * hash::BUFFER_BYTES + 7));
     write(&dir, "none", "");
     for (file, mode) in [("a", 0o755), ("b", 0o640), ("c", 0o6755)] {
         fs::set_permissions(dir.path().join(file), Permissions::from_mode(mode)).unwrap();
@@ -252,7 +254,8 @@ fn a_folder_swapped_for_a_link_while_it_is_walked_never_leads_out() {
         });
         let workspace = Folder::open(dir.path()).unwrap();
         while !swapper.is_finished() {
-            for file in collect(&workspace, &[rule("a/**")]).into_iter().flat_map(|found| found.files) {
+            for file in collect(&workspace, &[rule("a/**")], &GO_ON).into_iter().flat_map(|found| found.files)
+            {
                 assert_eq!(file.content.digest, Digest::of(b"a/folder/file"));
             }
             if let Ok(mut file) = workspace.open_file(&"a/folder/file".parse().unwrap()) {
@@ -263,17 +266,38 @@ fn a_folder_swapped_for_a_link_while_it_is_walked_never_leads_out() {
 }
 
 #[test]
-fn a_file_that_grows_while_it_is_read_ends_the_reading_and_does_not_pass() {
-    let mut endless = File::open("/dev/zero").unwrap();
-    let (_, total) = hash(&mut endless, 10, &mut [0; 64]).unwrap();
-    assert_eq!(total, 64);
+fn a_file_with_other_bytes_than_its_size_says_is_reported_as_changed() {
+    let rules = [rule("a")];
+    let mut walk = Walk {
+        rules: Rules::compile(&rules).unwrap(),
+        stop: &GO_ON,
+        matched: vec![false],
+        collection: Collection::default(),
+        skipped: 0,
+        entries: 0,
+        bytes: 0,
+        buffer: vec![0; 64],
+    };
+    // The kernel gives it the size 0, as if it had grown since.
+    let grown = File::open("/proc/self/status").unwrap();
+    assert!(matches!(walk.read(&grown, Path::new("a")), Err(CollectError::Changed { .. })));
+}
+
+#[test]
+fn collecting_stops_when_it_is_told_to() {
+    let dir = workspace(&["a"]);
+    let found = collect(&Folder::open(dir.path()).unwrap(), &[rule("a")], &AtomicBool::new(true));
+    assert!(matches!(found, Err(CollectError::Stopped)));
+    let file = File::open(dir.path().join("a")).unwrap();
+    let mut stopped = Stoppable { file: &file, stop: &AtomicBool::new(true) };
+    assert_eq!(stopped.read(&mut [0; 8]).unwrap(), 0);
 }
 
 #[test]
 fn a_file_changed_after_it_was_hashed_is_not_opened_again() {
     let dir = workspace(&["same", "shorter", "touched", "replaced", "gone", "link"]);
     let workspace = Folder::open(dir.path()).unwrap();
-    let files = collect(&workspace, &[rule("**")]).unwrap().files;
+    let files = collect(&workspace, &[rule("**")], &GO_ON).unwrap().files;
     let at = |name: &str| dir.path().join(name);
     File::options().write(true).open(at("shorter")).unwrap().set_len(2).unwrap();
     File::open(at("touched")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
