@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod core;
+pub mod engine;
 pub mod logs;
 pub mod pack;
 pub mod store;

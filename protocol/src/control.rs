@@ -35,6 +35,8 @@ pub struct Hello {
     pub labels: Labels,
     /// What it can take on.
     pub capacity: Capacity,
+    /// Whether it takes no new attempts for now.
+    pub draining: bool,
     /// The highest epoch of a coordinator that it has reported to; a coordinator of a lower one steps down.
     pub epoch: Epoch,
     /// All attempts that its journal holds. The coordinator says of each whether it goes on.

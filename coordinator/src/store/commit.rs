@@ -204,7 +204,7 @@ impl Store {
         write.commit().map_err(StoreError::engine("commit"))
     }
 
-    pub(super) fn acquire_now(&self) -> Result<Lease, StoreError> {
+    pub(super) fn acquire_now(&self) -> Result<(Lease, Committed), StoreError> {
         let write = self.database.begin_write().map_err(StoreError::engine("begin to write"))?;
         let lease = {
             let mut meta = open(write.open_table(META))?;
@@ -217,7 +217,7 @@ impl Store {
             lease
         };
         write.commit().map_err(StoreError::engine("commit"))?;
-        Ok(lease)
+        Ok((lease, Committed { seq: lease.seq }))
     }
 
     pub(super) fn commit_now(&self, lease: Lease, batch: &Batch) -> Result<(Lease, Committed), CommitError> {

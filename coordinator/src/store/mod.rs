@@ -154,11 +154,12 @@ impl Store {
         Ok(store)
     }
 
-    /// Takes over the right to write. Every lease given before is worth nothing from now on.
+    /// Takes over the right to write. Every lease given before is worth nothing from now on. What was committed
+    /// before is on the disk: the proof of that comes with it.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub async fn acquire(&self) -> Result<Lease, StoreError> {
+    pub async fn acquire(&self) -> Result<(Lease, Committed), StoreError> {
         self.blocking(|store| store.acquire_now()).await?
     }
 

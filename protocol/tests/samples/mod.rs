@@ -61,6 +61,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         version: "0.1.0".try_into().unwrap(),
         labels,
         capacity: Capacity { slots: 8.try_into().unwrap(), cpu_millis: 2000, memory_bytes: 1 << 30 },
+        draining: false,
         epoch: Epoch(3),
         attempts: vec![
             HeldAttempt { attempt: attempt(), phase: HeldPhase::Assigned },

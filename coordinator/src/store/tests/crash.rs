@@ -98,7 +98,7 @@ async fn write_until_the_cut(syncs: usize) -> (Option<usize>, CrashingDisk) {
     let disk = CrashingDisk::default();
     disk.0.lock().unwrap().syncs_left = syncs;
     let Ok(store) = Store::open_on(disk.clone()) else { return (None, disk) };
-    let Ok(mut lease) = store.acquire().await else { return (None, disk) };
+    let Ok((mut lease, _)) = store.acquire().await else { return (None, disk) };
     let mut world = World::new(lease);
     for _ in 0..6 {
         world.create(None);
@@ -143,7 +143,7 @@ async fn a_power_cut_at_any_sync_loses_nothing_that_was_committed() {
                 assert!(whole, "a batch is there whole or not at all");
             }
             let rows = store.load().await.unwrap();
-            let lease = store.acquire().await.unwrap();
+            let (lease, _) = store.acquire().await.unwrap();
             let (_, quarantined) =
                 Core::restore(Config::default(), lease.epoch(), Timestamp::default(), rows);
             assert_eq!(quarantined, []);

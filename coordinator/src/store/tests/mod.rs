@@ -140,7 +140,7 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.redb");
     let store = Store::open(&path).unwrap();
-    let mut lease = store.acquire().await.unwrap();
+    let mut lease = store.acquire().await.unwrap().0;
     let mut world = World::new(lease);
     let (done, ended) = world.create(Some("key"));
     world.run_to_the_end(ended[0], Verdict::Succeeded);
@@ -150,7 +150,7 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     drop(store);
 
     let store = Store::open(&path).unwrap();
-    let next = store.acquire().await.unwrap();
+    let next = store.acquire().await.unwrap().0;
     assert_eq!(next.epoch().0, lease.epoch().0 + 1);
     let rows = store.load().await.unwrap();
     assert_eq!(rows.runs.iter().map(|run| run.row.id).collect::<Vec<_>>(), [live], "only what is live");
@@ -185,7 +185,7 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
 async fn a_list_is_the_same_whatever_the_page_size_and_the_filters_are_exact() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("state.redb")).unwrap();
-    let mut lease = store.acquire().await.unwrap();
+    let mut lease = store.acquire().await.unwrap().0;
     let mut world = World::new(lease);
     let runs: Vec<_> = (0..7).map(|_| world.create(None)).collect();
     world.run_to_the_end(runs[0].1[0], Verdict::Failed);
@@ -222,11 +222,11 @@ async fn a_list_is_the_same_whatever_the_page_size_and_the_filters_are_exact() {
 async fn only_the_newest_lease_commits_and_only_in_turn() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("state.redb")).unwrap();
-    let old = store.acquire().await.unwrap();
+    let old = store.acquire().await.unwrap().0;
     let (used, committed) = store.commit(old, Batch::default()).await.unwrap();
     assert_eq!(committed.seq(), 1);
     assert!(matches!(store.commit(old, Batch::default()).await, Err(CommitError::Fenced)), "out of turn");
-    let new = store.acquire().await.unwrap();
+    let new = store.acquire().await.unwrap().0;
     assert!(matches!(store.commit(used, Batch::default()).await, Err(CommitError::Fenced)), "superseded");
     assert_eq!(store.commit(new, Batch::default()).await.unwrap().1.seq(), 2);
 }

@@ -1,0 +1,193 @@
+//! How the rest of the coordinator talks to the engine: it sends a command and awaits the reply, opens a session
+//! for an agent, follows what was committed, or reads the store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use packrun_protocol::id::{AgentId, AttemptId};
+use thiserror::Error;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::Health;
+use super::release::{FeedBatch, ToSession};
+use crate::core::Core;
+use crate::core::event::{Artifact, Capacity, Command, Held, Report, SessionId};
+use crate::core::outcome::{Refusal, Reply};
+use crate::store::{Reader, Store, StoreError};
+
+/// Messages that may wait for a session to take them: a dispatch to every slot, and what goes with it.
+const OUTBOX_MESSAGES: usize = 4096;
+
+pub(super) type ReplySender = oneshot::Sender<Result<Reply, Refusal>>;
+
+/// What the engine is asked.
+pub(super) enum Request {
+    Artifact {
+        agent: AgentId,
+        session: SessionId,
+        attempt: AttemptId,
+        artifact: Artifact,
+        reply: ReplySender,
+    },
+    Command {
+        command: Command,
+        reply: ReplySender,
+    },
+    Connect {
+        agent: AgentId,
+        session: SessionId,
+        capacity: Capacity,
+        held: Vec<Held>,
+        outbox: mpsc::Sender<ToSession>,
+    },
+    Look(Box<dyn FnOnce(&Core) + Send>),
+    Report {
+        agent: AgentId,
+        session: SessionId,
+        report: Report,
+    },
+    Stop(oneshot::Sender<()>),
+}
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EngineError {
+    /// The request can't be followed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The engine takes no requests: the coordinator stops, or its store failed. Whether this one was followed is
+    /// known once it is asked again.
+    #[error("the coordinator takes no requests now; try again")]
+    Unavailable,
+}
+
+/// A way to the engine. Clones share it; the engine ends with the last.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    store: Store,
+    feed: broadcast::Sender<Arc<FeedBatch>>,
+    health: watch::Receiver<Health>,
+    sessions: Arc<AtomicU64>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        requests: mpsc::Sender<Request>,
+        store: Store,
+        feed: broadcast::Sender<Arc<FeedBatch>>,
+        health: watch::Receiver<Health>,
+    ) -> Self {
+        Self { requests, store, feed, health, sessions: Arc::default() }
+    }
+
+    /// Has the core follow `command`. When this returns `Ok`, what it made is on the disk.
+    ///
+    /// # Errors
+    /// When the core refuses, or the engine takes no requests.
+    pub async fn command(&self, command: Command) -> Result<Reply, EngineError> {
+        self.ask(|reply| Request::Command { command, reply }).await
+    }
+
+    /// Opens a session for an agent that has shown its certificate. The first message is
+    /// [`ToSession::Welcome`], or [`ToSession::Close`].
+    ///
+    /// # Errors
+    /// When the engine takes no requests.
+    pub async fn connect(
+        &self,
+        agent: AgentId,
+        capacity: Capacity,
+        held: Vec<Held>,
+    ) -> Result<(Session, mpsc::Receiver<ToSession>), EngineError> {
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
+        let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
+        self.send(Request::Connect { agent, session, capacity, held, outbox }).await?;
+        Ok((Session { engine: self.clone(), agent, id: session }, messages))
+    }
+
+    /// What `look` sees of the core's state, which may be ahead of the store by what is on its way there.
+    ///
+    /// # Errors
+    /// When the engine is gone.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Core) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        let look = Box::new(move |core: &Core| drop(reply.send(look(core))));
+        self.send(Request::Look(look)).await?;
+        answer.await.map_err(|_| EngineError::Unavailable)
+    }
+
+    /// All that is committed from now on, as feed rows. One who falls behind gets
+    /// [`Lagged`](broadcast::error::RecvError::Lagged) and reads on from the store.
+    #[must_use]
+    pub fn follow(&self) -> broadcast::Receiver<Arc<FeedBatch>> {
+        self.feed.subscribe()
+    }
+
+    /// What is committed, as it is now.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub fn read(&self) -> Result<Reader, StoreError> {
+        self.store.snapshot()
+    }
+
+    /// Whether the engine takes requests.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Commits what was taken, then ends the engine.
+    pub async fn stop(&self) {
+        let (reply, stopped) = oneshot::channel();
+        if self.send(Request::Stop(reply)).await.is_ok() {
+            // An engine that failed is at its end as well.
+            let _ = stopped.await;
+        }
+    }
+
+    async fn ask(&self, request: impl FnOnce(ReplySender) -> Request) -> Result<Reply, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply)).await?;
+        Ok(answer.await.map_err(|_| EngineError::Unavailable)??)
+    }
+
+    async fn send(&self, request: Request) -> Result<(), EngineError> {
+        self.requests.send(request).await.map_err(|_| EngineError::Unavailable)
+    }
+}
+
+/// One connection of an agent to the engine. It is over when the receiver of its messages is dropped.
+#[derive(Debug, Clone)]
+pub struct Session {
+    engine: Handle,
+    agent: AgentId,
+    id: SessionId,
+}
+
+impl Session {
+    /// Hands the engine a report of the agent.
+    ///
+    /// # Errors
+    /// When the engine takes no requests.
+    pub async fn report(&self, report: Report) -> Result<(), EngineError> {
+        self.engine.send(Request::Report { agent: self.agent, session: self.id, report }).await
+    }
+
+    /// Records an artifact of an attempt that the agent holds. When this returns `Ok`, that is on the disk.
+    ///
+    /// # Errors
+    /// When the attempt is not the agent's, or the engine takes no requests.
+    pub async fn record_artifact(
+        &self,
+        attempt: AttemptId,
+        artifact: Artifact,
+    ) -> Result<Reply, EngineError> {
+        let (agent, session) = (self.agent, self.id);
+        self.engine.ask(|reply| Request::Artifact { agent, session, attempt, artifact, reply }).await
+    }
+}
