@@ -39,6 +39,7 @@ pub(super) enum Request {
         capacity: Capacity,
         held: Vec<Held>,
         outbox: mpsc::Sender<ToSession>,
+        gone: oneshot::Receiver<()>,
     },
     Look(Box<dyn FnOnce(&Core) + Send>),
     Report {
@@ -99,10 +100,12 @@ impl Handle {
         agent: AgentId,
         capacity: Capacity,
         held: Vec<Held>,
-    ) -> Result<(Session, mpsc::Receiver<ToSession>), EngineError> {
+    ) -> Result<(Session, Messages), EngineError> {
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
-        self.send(Request::Connect { agent, session, capacity, held, outbox }).await?;
+        let (alive, gone) = oneshot::channel();
+        self.send(Request::Connect { agent, session, capacity, held, outbox, gone }).await?;
+        let messages = Messages { messages, _alive: alive };
         Ok((Session { engine: self.clone(), agent, id: session }, messages))
     }
 
@@ -161,7 +164,24 @@ impl Handle {
     }
 }
 
-/// One connection of an agent to the engine. It is over when the receiver of its messages is dropped.
+/// What the engine tells a session. The session is over when this is dropped, however that happens.
+#[derive(Debug)]
+pub struct Messages {
+    messages: mpsc::Receiver<ToSession>,
+    _alive: oneshot::Sender<()>,
+}
+
+impl Messages {
+    /// The next message; `None` when the engine has dropped the session.
+    ///
+    /// # Cancel safety
+    /// No message is lost when the future is dropped.
+    pub async fn recv(&mut self) -> Option<ToSession> {
+        self.messages.recv().await
+    }
+}
+
+/// One connection of an agent to the engine. It is over when its [`Messages`] are dropped.
 #[derive(Debug, Clone)]
 pub struct Session {
     engine: Handle,

@@ -12,7 +12,7 @@
 mod handle;
 mod release;
 
-pub use handle::{EngineError, Handle, Session};
+pub use handle::{EngineError, Handle, Messages, Session};
 pub use release::{FeedBatch, ToSession};
 
 use std::collections::BTreeMap;
@@ -146,8 +146,8 @@ impl Engine {
                 let ticket = self.ticket(reply);
                 self.apply(Event::Command { ticket, command });
             }
-            Request::Connect { agent, session, capacity, held, outbox } => {
-                self.watch(agent, session, &outbox);
+            Request::Connect { agent, session, capacity, held, outbox, gone } => {
+                self.watch(agent, session, gone);
                 self.outboxes.open(session, outbox);
                 self.report(agent, session, Report::Connected { capacity, held });
             }
@@ -173,11 +173,12 @@ impl Engine {
         ticket
     }
 
-    /// Has the session end when its receiver is dropped, however that happens.
-    fn watch(&self, agent: AgentId, session: SessionId, outbox: &mpsc::Sender<ToSession>) {
-        let (outbox, requests) = (outbox.clone(), self.requests.clone());
+    /// Has the session end when the other side of `gone` is dropped.
+    fn watch(&self, agent: AgentId, session: SessionId, gone: oneshot::Receiver<()>) {
+        let requests = self.requests.clone();
         tokio::spawn(async move {
-            outbox.closed().await;
+            // Nothing is ever sent: the error is the news.
+            let _ = gone.await;
             if let Some(requests) = requests.upgrade() {
                 let report = Report::Disconnected;
                 // The engine is gone when this fails, and the session with it.
