@@ -145,12 +145,17 @@ impl Harness {
         })
     }
 
-    /// Ends the executor and waits for it.
-    pub(crate) async fn stop(self) -> tempfile::TempDir {
-        let Executor { commands, mut events, .. } = self.executor;
-        drop(commands);
-        while events.recv().await.is_some() {}
-        self.folder
+    /// Ends the executor and waits until nothing of it is left.
+    pub(crate) fn stop(&mut self) {
+        self.executor.commands = tokio::sync::mpsc::channel(1).0;
+        let events = &mut self.executor.events;
+        std::thread::scope(|scope| scope.spawn(|| while events.blocking_recv().is_some() {}).join()).unwrap();
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
