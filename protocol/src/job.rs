@@ -33,7 +33,9 @@ pub struct Requirement {
 /// Files to keep of an attempt that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRule {
-    /// A path inside the workspace, or a glob (`**` crosses folders).
+    /// A path inside the workspace: that file, or all files below that folder. Or a glob, which matches
+    /// files: `*`, `?` and `[…]` stay within a component, `**` crosses folders, `{a,b}` is either, `\` takes
+    /// the next as it is.
     #[serde(deserialize_with = "lean::text")]
     pub path: String,
     /// What the artifact is called for those who take it as an input; without one, by its path.
