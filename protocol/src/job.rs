@@ -111,7 +111,7 @@ impl InputRule {
             let anchors = left.iter().filter(is_named).filter_map(|rule| rule.anchor().ok());
             anchors.filter_map(|anchor| below(file, anchor.as_ref().map_or("", RelativePath::as_str))).next()
         } else {
-            below(file, &self.artifact)
+            self.artifact.parse::<RelativePath>().ok().and_then(|named| below(file, named.as_str()))
         };
         match (rest, &self.to) {
             (None, _) => Ok(None),
@@ -201,6 +201,7 @@ mod tests {
         assert_eq!(goes("bin/app", None, &[], None, "bin/app"), "bin/app");
         assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app"), "app");
         assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app2"), "not taken");
+        assert_eq!(goes("", Some("all"), &[], None, "bin/app"), "not taken");
         assert_eq!(goes("bin", None, &[], None, "bin/x/app"), "bin/x/app");
         assert_eq!(goes("bin", Some("tools"), &[], None, "bin/x/app"), "tools/x/app");
         assert_eq!(goes("bin", Some("tools"), &[], None, "binary/app"), "not taken");
