@@ -33,7 +33,9 @@ pub struct Requirement {
 /// Files to keep of an attempt that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRule {
-    /// A path inside the workspace, or a glob (`**` crosses folders).
+    /// A path inside the workspace: that file, or all files below that folder. Or a glob, which matches
+    /// files: `*`, `?` and `[…]` stay within a component, `**` crosses folders, `{a,b}` is either, `\` takes
+    /// the next as it is.
     #[serde(deserialize_with = "lean::text")]
     pub path: String,
     /// What the artifact is called for those who take it as an input; without one, by its path.
@@ -109,7 +111,7 @@ impl InputRule {
             let anchors = left.iter().filter(is_named).filter_map(|rule| rule.anchor().ok());
             anchors.filter_map(|anchor| below(file, anchor.as_ref().map_or("", RelativePath::as_str))).next()
         } else {
-            below(file, &self.artifact)
+            self.artifact.parse::<RelativePath>().ok().and_then(|named| below(file, named.as_str()))
         };
         match (rest, &self.to) {
             (None, _) => Ok(None),
@@ -199,6 +201,7 @@ mod tests {
         assert_eq!(goes("bin/app", None, &[], None, "bin/app"), "bin/app");
         assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app"), "app");
         assert_eq!(goes("bin/app", Some("app"), &[], None, "bin/app2"), "not taken");
+        assert_eq!(goes("", Some("all"), &[], None, "bin/app"), "not taken");
         assert_eq!(goes("bin", None, &[], None, "bin/x/app"), "bin/x/app");
         assert_eq!(goes("bin", Some("tools"), &[], None, "bin/x/app"), "tools/x/app");
         assert_eq!(goes("bin", Some("tools"), &[], None, "binary/app"), "not taken");

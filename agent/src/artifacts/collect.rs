@@ -339,13 +339,14 @@ impl Read for Stoppable<'_> {
 
 /// What was listed and can't be opened any more as what it was is a change; anything else a failure to read.
 fn gone_or_unreadable(path: &Path, source: io::Error) -> CollectError {
-    let is_other = source.kind() == io::ErrorKind::InvalidInput;
-    match Errno::from_io_error(&source) {
-        Some(Errno::ISDIR | Errno::LOOP | Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => {
-            CollectError::Changed { path: path.to_owned() }
-        }
-        _ if is_other => CollectError::Changed { path: path.to_owned() },
-        _ => CollectError::Read { path: path.to_owned(), source },
+    let is_gone = matches!(
+        Errno::from_io_error(&source),
+        Some(Errno::ISDIR | Errno::LOOP | Errno::NOENT | Errno::NOTDIR | Errno::NXIO)
+    );
+    if is_gone || source.kind() == io::ErrorKind::InvalidInput {
+        CollectError::Changed { path: path.to_owned() }
+    } else {
+        CollectError::Read { path: path.to_owned(), source }
     }
 }
 

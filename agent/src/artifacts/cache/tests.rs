@@ -249,3 +249,21 @@ async fn many_who_want_one_content_fetch_it_once_and_a_fetcher_that_fails_hands_
     }
     assert_eq!(fetched, 1);
 }
+
+#[tokio::test]
+async fn one_who_waits_gets_the_content_as_soon_as_it_is_committed_though_it_stays_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(&dir, 10);
+    let digest = Digest::of(b"content");
+    let mut download = vacancy(&cache, digest, 7).resume().unwrap();
+    let mut waiting = std::pin::pin!(cache.claim(digest, 7));
+    tokio::select! {
+        biased;
+        claim = &mut waiting => panic!("{claim:?}"),
+        () = std::future::ready(()) => {}
+    }
+    download.write(b"content").unwrap();
+    let _in_use = download.commit().unwrap();
+    let claim = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
+    assert!(matches!(claim, Ok(Claim::Have(_))));
+}
