@@ -193,14 +193,18 @@ async fn a_fenced_attempt_goes_at_once() {
 #[tokio::test]
 async fn a_line_and_a_prompt_arrive_while_the_job_waits() {
     let Some(mut harness) = Harness::start() else { return };
-    let fifo = harness.path("fifo");
-    let text =
-        format!("mkfifo {0}; echo one; read x < {0}; printf 'name? '; read x < {0}; echo", fifo.display());
+    // Two: the job may open the second while whoever wrote to the first still has it open.
+    let (first, second) = (harness.path("first"), harness.path("second"));
+    let text = format!(
+        "mkfifo {0} {1}; echo one; read x < {0}; printf 'name? '; read x < {1}; echo",
+        first.display(),
+        second.display()
+    );
     harness.begin(script(&text)).await;
-    let answer = async |_: &_, text: &[u8]| {
-        if !text.is_empty() {
-            tokio::fs::write(&fifo, "go\n").await.unwrap();
-        }
+    let answer = async |_: &_, text: &[u8]| match text {
+        b"one" => tokio::fs::write(&first, "go\n").await.unwrap(),
+        b"name? " => tokio::fs::write(&second, "go\n").await.unwrap(),
+        _ => {}
     };
     assert_eq!(harness.end_with(answer).await.out, b"one\nname? \n");
 }
