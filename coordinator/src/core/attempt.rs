@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber};
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason, Verdict};
 
@@ -15,7 +16,7 @@ use super::change::{ArtifactRow, Change, FeedEntry};
 use super::deadline::Deadline;
 use super::event::Artifact;
 use super::job::Input;
-use super::outcome::{Assignment, Reply};
+use super::outcome::Reply;
 use super::plan::Retry;
 use super::state::{Attempt, Place};
 

@@ -35,6 +35,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
@@ -44,7 +45,7 @@ use self::change::{Change, FeedEntry};
 use self::deadline::{Deadline, Deadlines};
 use self::event::{Command, Event, Idempotency, Report, SessionId};
 use self::job::Input;
-use self::outcome::{Assignment, Effect, Refusal, Reply, Step};
+use self::outcome::{Effect, Refusal, Reply, Step};
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};

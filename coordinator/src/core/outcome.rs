@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
-use packrun_protocol::job::Definition;
-use packrun_protocol::name::{JobKey, Name};
+use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
 use thiserror::Error;
 
@@ -121,23 +121,6 @@ pub enum CloseReason {
     Superseded,
     /// No such agent is enrolled.
     Unknown,
-}
-
-/// An attempt to start.
-#[derive(Debug, Clone)]
-pub struct Assignment {
-    /// Which one.
-    pub attempt: AttemptId,
-    /// Its pack run.
-    pub pack_run: PackRunId,
-    /// The pack.
-    pub pack: Name,
-    /// The version.
-    pub version: u32,
-    /// The job run's key.
-    pub key: JobKey,
-    /// What to do.
-    pub definition: Arc<Definition>,
 }
 
 /// A command's success.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::state::Reason;
 use tokio::sync::{broadcast, mpsc};
@@ -10,7 +11,7 @@ use super::handle::ReplySender;
 use super::{BySession, ByTicket};
 use crate::core::change::FeedRow;
 use crate::core::event::{SessionId, Ticket};
-use crate::core::outcome::{Assignment, CloseReason, Effect, Standing};
+use crate::core::outcome::{CloseReason, Effect, Standing};
 use crate::store::Committed;
 
 /// Feed rows that were committed together, of all pack runs, each run's in order.
