@@ -36,8 +36,11 @@ pub struct Journal {
     file: File,
     number: u64,
     bytes: u64,
+    sealed_bytes: u64,
     lives: BTreeMap<AttemptId, Written>,
     sealed: BTreeMap<u64, Sealed>,
+    /// Sealed segments that nobody keeps, to be removed.
+    unkept: Vec<u64>,
     buffer: Vec<u8>,
 }
 
@@ -77,10 +80,12 @@ impl Journal {
         }
         follower.index_mut().abandon_checkpoint();
         let mut sealed = BTreeMap::new();
+        let mut sealed_bytes = 0;
         for number in segment::numbers(folder)? {
             let path = segment::path(folder, number);
             let bytes = fs::metadata(&path).map_err(SpoolError::io("read", &path))?.len();
             sealed.insert(number, Sealed { bytes, keepers: 0 });
+            sealed_bytes += bytes;
         }
         let number = sealed.last_key_value().map_or(1, |(last, _)| last + 1);
         let lives = follower.index().lives().map(|(attempt, life)| (attempt, Written::of(life))).collect();
@@ -91,8 +96,10 @@ impl Journal {
             file,
             number,
             bytes: 0,
+            sealed_bytes,
             lives,
             sealed,
+            unkept: Vec::new(),
             buffer: Vec::new(),
         };
         for life in journal.lives.values() {
@@ -102,6 +109,8 @@ impl Journal {
                 }
             }
         }
+        let unkept = journal.sealed.iter().filter(|(_, sealed)| sealed.keepers == 0);
+        journal.unkept = unkept.map(|(number, _)| *number).collect();
         journal.write_checkpoint()?;
         journal.remove_unkept()?;
         Ok(journal)
@@ -130,7 +139,7 @@ impl Journal {
         if self.bytes >= self.config.segment_bytes {
             self.roll()?;
         }
-        Ok(())
+        self.remove_unkept()
     }
 
     /// Frees the blocks of `attempt` whose entries are all before `next_seq`.
@@ -144,7 +153,7 @@ impl Journal {
         {
             life.kept.pop_front();
             if let Some(sealed) = self.sealed.get_mut(&segment) {
-                sealed.keepers -= 1;
+                sealed.release(segment, &mut self.unkept);
             }
         }
         self.remove_unkept()
@@ -159,7 +168,7 @@ impl Journal {
     /// Bytes of all segments.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes + self.sealed.values().map(|sealed| sealed.bytes).sum::<u64>()
+        self.bytes + self.sealed_bytes
     }
 
     /// Whether no more blocks should be appended until some are acknowledged. Other records are always taken.
@@ -196,7 +205,7 @@ impl Journal {
             Record::Settled(attempt) => {
                 for (segment, _) in self.lives.remove(attempt).into_iter().flat_map(|life| life.kept) {
                     if let Some(sealed) = self.sealed.get_mut(&segment) {
-                        sealed.keepers -= 1;
+                        sealed.release(segment, &mut self.unkept);
                     }
                 }
             }
@@ -207,10 +216,13 @@ impl Journal {
         let in_it = |life: &&Written| life.kept.back().is_some_and(|(segment, _)| *segment == self.number);
         let keepers = self.lives.values().filter(in_it).count();
         self.sealed.insert(self.number, Sealed { bytes: self.bytes, keepers });
+        self.sealed_bytes += self.bytes;
+        if keepers == 0 {
+            self.unkept.push(self.number);
+        }
         self.number += 1;
         self.file = Self::create(&self.folder, self.number)?;
-        self.write_checkpoint()?;
-        self.remove_unkept()
+        self.write_checkpoint()
     }
 
     fn create(folder: &Path, number: u64) -> Result<File, SpoolError> {
@@ -263,12 +275,23 @@ impl Journal {
     }
 
     fn remove_unkept(&mut self) -> Result<(), SpoolError> {
-        while let Some(number) = self.sealed.iter().find(|(_, sealed)| sealed.keepers == 0).map(|(n, _)| *n) {
-            let path = segment::path(&self.folder, number);
+        while let Some(number) = self.unkept.last() {
+            let path = segment::path(&self.folder, *number);
             fs::remove_file(&path).map_err(SpoolError::io("remove", &path))?;
-            self.sealed.remove(&number);
+            self.sealed_bytes -= self.sealed.remove(number).map_or(0, |sealed| sealed.bytes);
+            self.unkept.pop();
         }
         Ok(())
+    }
+}
+
+impl Sealed {
+    /// One attempt less keeps this segment.
+    fn release(&mut self, number: u64, unkept: &mut Vec<u64>) {
+        self.keepers -= 1;
+        if self.keepers == 0 {
+            unkept.push(number);
+        }
     }
 }
 

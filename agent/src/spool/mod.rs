@@ -8,6 +8,7 @@
 //! Invariants:
 //! - A segment begins with a checkpoint: every attempt that lives, in its latest phase. So a segment is of no use,
 //!   and is removed, once each of its blocks is acknowledged or belongs to a settled attempt.
+//! - An attempt that was settled never returns: its number is spent.
 //! - A record counts only when it is whole. What follows the last whole record of a segment that nobody writes
 //!   any more was cut off by a crash, and is skipped.
 //! - The bytes of all segments that can't be removed yet are bounded by the caller, who asks
