@@ -76,15 +76,44 @@ impl Batch {
             && self.progress.is_empty()
     }
 
+    /// Opens only the tables of rows that there are: most batches are of a few kinds.
     fn write(&self, write: &WriteTransaction) -> Result<(), StoreError> {
-        self.write_packs(write)?;
-        self.write_runs(write)?;
-        self.write_progress(write)?;
-        self.write_job_runs(write)?;
+        if !self.versions.is_empty() {
+            self.write_packs(write)?;
+        }
+        if !self.runs.is_empty() {
+            self.write_runs(write)?;
+        }
+        if !self.progress.is_empty() {
+            self.write_progress(write)?;
+        }
+        if !self.job_runs.is_empty() {
+            self.write_job_runs(write)?;
+        }
+        if !self.attempts.is_empty() {
+            self.write_attempts(write)?;
+        }
+        if !self.artifacts.is_empty() {
+            self.write_artifacts(write)?;
+        }
+        if !self.agents.is_empty() {
+            self.write_agents(write)?;
+        }
+        if !self.feed.is_empty() {
+            self.write_feed(write)?;
+        }
+        Ok(())
+    }
+
+    fn write_agents(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         let mut agents = open(write.open_table(AGENTS))?;
         for row in self.agents.values() {
             put(agents.insert(row.id.to_bytes(), &*encode(row)?))?;
         }
+        Ok(())
+    }
+
+    fn write_feed(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         let mut feed = open(write.open_table(FEED))?;
         for ((run, number), row) in &self.feed {
             put(feed.insert((run.to_bytes(), *number), &*encode(row)?))?;
@@ -173,16 +202,37 @@ impl Batch {
             put(job_runs.insert(place, &*encode(row)?))?;
             put(places.insert(row.id.to_bytes(), place))?;
         }
+        Ok(())
+    }
+
+    fn write_attempts(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         let mut attempts = open(write.open_table(ATTEMPTS))?;
         for row in self.attempts.values() {
             put(attempts.insert(attempt_key(row.id), &*encode(row)?))?;
         }
+        Ok(())
+    }
+
+    fn write_artifacts(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         let mut artifacts = open(write.open_table(ARTIFACTS))?;
         for ((attempt, path), row) in &self.artifacts {
             let (job_run, number) = attempt_key(*attempt);
             put(artifacts.insert((job_run, number, path.as_str()), &*encode(row)?))?;
         }
         Ok(())
+    }
+
+    /// Makes every table, so that readers find them.
+    fn create_tables(write: &WriteTransaction) -> Result<(), StoreError> {
+        let all = Self::default();
+        all.write_packs(write)?;
+        all.write_runs(write)?;
+        all.write_progress(write)?;
+        all.write_job_runs(write)?;
+        all.write_attempts(write)?;
+        all.write_artifacts(write)?;
+        all.write_agents(write)?;
+        all.write_feed(write)
     }
 }
 
@@ -199,7 +249,7 @@ impl Store {
                 Some(version) => return Err(StoreError::Newer { table: "schema", version }),
                 None => put(meta.insert(META_SCHEMA, SCHEMA))?,
             }
-            Batch::default().write(&write)?;
+            Batch::create_tables(&write)?;
         }
         write.commit().map_err(StoreError::engine("commit"))
     }
