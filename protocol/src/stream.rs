@@ -16,7 +16,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::BoundedText;
 use crate::control::Pem;
 use crate::id::{AgentId, AttemptId, Digest, TokenId};
 use crate::name::Name;
@@ -257,9 +256,6 @@ impl CloseCode {
         Self::ALL.into_iter().find(|code| u64::from(code.to_wire()) == wire)
     }
 }
-
-/// A short text of a connection's close, within what a QUIC packet carries.
-pub type CloseReason = BoundedText<256>;
 
 #[cfg(test)]
 mod tests {

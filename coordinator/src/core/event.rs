@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use packrun_protocol::control::HeldAttempt;
 use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId};
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::Outcome;
+use packrun_protocol::stream::Content;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
@@ -123,24 +125,15 @@ pub struct Capacity {
     pub memory_bytes: u64,
 }
 
-/// How far an attempt has come by its agent's journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Received.
-    Assigned,
-    /// Its process runs.
-    Running,
-    /// Over, and not settled yet.
-    Ended,
-}
-
-/// An attempt in an agent's journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    /// Which one.
-    pub attempt: AttemptId,
-    /// How far it is.
-    pub phase: Phase,
+/// What an agent says of itself when its session begins.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// What it can take.
+    pub capacity: Capacity,
+    /// Whether it wants nothing more for now.
+    pub draining: bool,
+    /// Every attempt in its journal.
+    pub held: Vec<HeldAttempt>,
 }
 
 /// What agents say.
@@ -156,12 +149,7 @@ pub enum Report {
         artifact: Artifact,
     },
     /// The session begins.
-    Connected {
-        /// What the agent can take.
-        capacity: Capacity,
-        /// Every attempt in its journal.
-        held: Vec<Held>,
-    },
+    Connected(Arrival),
     /// The session is over.
     Disconnected,
     /// The agent wants nothing more in this session, or wants it again.
@@ -187,10 +175,6 @@ pub struct Artifact {
     pub name: Option<Name>,
     /// Its path in the workspace, once per attempt.
     pub path: RelativePath,
-    /// The sha256 of its content.
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Its permission bits.
-    pub mode: u32,
+    /// What it consists of.
+    pub content: Content,
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use packrun_protocol::control::HeldPhase;
 use packrun_protocol::id::AgentId;
 use packrun_protocol::name::Labels;
 use packrun_protocol::state::{AttemptState, JobRunState, Reason};
@@ -14,13 +15,14 @@ use packrun_protocol::state::{AttemptState, JobRunState, Reason};
 use super::Core;
 use super::change::{AgentState, Change};
 use super::deadline::Deadline;
-use super::event::{Capacity, Held, Phase, SessionId};
+use super::event::{Arrival, Capacity, SessionId};
 use super::outcome::{CloseReason, Effect, Standing};
 use super::state::Place;
 
 impl Core {
-    pub(super) fn connect(&mut self, id: AgentId, session: SessionId, capacity: Capacity, held: &[Held]) {
-        if let Err(why) = self.open_session(id, session, capacity) {
+    pub(super) fn connect(&mut self, id: AgentId, session: SessionId, arrival: Arrival) {
+        let Arrival { capacity, draining, held } = arrival;
+        if let Err(why) = self.open_session(id, session, capacity, draining) {
             self.out.effects.push(Effect::CloseSession { agent: id, session, why });
             return;
         }
@@ -30,8 +32,8 @@ impl Core {
             let place = self.held_place(id, held.attempt);
             let standing = match (place, held.phase) {
                 (Some(_), _) => Standing::GoOn,
-                (None, Phase::Ended) => Standing::Settled,
-                (None, Phase::Assigned | Phase::Running) => Standing::Fenced,
+                (None, HeldPhase::Ended) => Standing::Settled,
+                (None, HeldPhase::Assigned | HeldPhase::Running(_)) => Standing::Fenced,
             };
             standings.push((held.attempt, standing));
             reported.extend(place.map(|place| (place, held.phase)));
@@ -54,6 +56,7 @@ impl Core {
         id: AgentId,
         session: SessionId,
         capacity: Capacity,
+        draining: bool,
     ) -> Result<(), CloseReason> {
         let agent = self.agents.get_mut(&id).ok_or(CloseReason::Unknown)?;
         if agent.row.state == AgentState::Revoked {
@@ -76,20 +79,20 @@ impl Core {
             agent.row.capacity = Some(capacity.clone());
             self.out.changes.push(Change::Agent(agent.row.clone()));
         }
-        agent.declines = false;
+        agent.declines = draining;
         self.deadlines.clear(Deadline::Lease(id));
         self.schedule.set_capacity(id, capacity);
         Ok(())
     }
 
     /// Compares an attempt that the agent holds with what its journal says.
-    fn reconcile(&mut self, id: AgentId, place: Place, reported: Option<Phase>) {
+    fn reconcile(&mut self, id: AgentId, place: Place, reported: Option<HeldPhase>) {
         let Some(run) = self.runs.get(&place.run) else { return };
         let job_run = &run.job_runs[place.index as usize];
         let (state, canceled) = (job_run.state, job_run.canceled);
         match reported {
             Some(phase) => {
-                if phase == Phase::Running {
+                if matches!(phase, HeldPhase::Running(_)) {
                     self.start(place);
                 }
                 if canceled {

@@ -169,7 +169,7 @@ impl Core {
     fn report(&mut self, id: AgentId, session: SessionId, report: Report) {
         let live = self.agents.get(&id).is_some_and(|agent| agent.session == Some(session));
         match report {
-            Report::Connected { capacity, held } => self.connect(id, session, capacity, &held),
+            Report::Connected(arrival) => self.connect(id, session, arrival),
             Report::ArtifactCommitted { ticket, attempt, artifact } => {
                 let place = self.held_place(id, attempt).filter(|_| live);
                 let reply = match place {

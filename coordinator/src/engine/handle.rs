@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::Health;
 use super::release::{FeedBatch, ToSession};
 use crate::core::Core;
-use crate::core::event::{Artifact, Capacity, Command, Held, Report, SessionId};
+use crate::core::event::{Arrival, Artifact, Command, Report, SessionId};
 use crate::core::outcome::{Refusal, Reply};
 use crate::store::{Reader, Store, StoreError};
 
@@ -36,8 +36,7 @@ pub(super) enum Request {
     Connect {
         agent: AgentId,
         session: SessionId,
-        capacity: Capacity,
-        held: Vec<Held>,
+        arrival: Arrival,
         outbox: mpsc::Sender<ToSession>,
         gone: oneshot::Receiver<()>,
     },
@@ -98,13 +97,12 @@ impl Handle {
     pub async fn connect(
         &self,
         agent: AgentId,
-        capacity: Capacity,
-        held: Vec<Held>,
+        arrival: Arrival,
     ) -> Result<(Session, Messages), EngineError> {
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
         let (alive, gone) = oneshot::channel();
-        self.send(Request::Connect { agent, session, capacity, held, outbox, gone }).await?;
+        self.send(Request::Connect { agent, session, arrival, outbox, gone }).await?;
         let messages = Messages { messages, _alive: alive };
         Ok((Session { engine: self.clone(), agent, id: session }, messages))
     }

@@ -15,7 +15,6 @@ mod release;
 pub use handle::{EngineError, Handle, Messages, Session};
 pub use release::{FeedBatch, ToSession};
 
-use std::collections::BTreeMap;
 use std::future::pending;
 
 use packrun_protocol::id::AgentId;
@@ -103,12 +102,13 @@ impl Engine {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         let mut taken = Vec::new();
         let mut stopping: Vec<oneshot::Sender<()>> = Vec::new();
+        let mut is_open = true;
         loop {
             self.send_off();
-            if !stopping.is_empty() && self.under_way.is_none() {
+            if !is_open && self.under_way.is_none() {
                 break;
             }
-            let has_room = stopping.is_empty() && self.gathered.requests < GATHERED_MAX;
+            let has_room = is_open && self.gathered.requests < GATHERED_MAX;
             let deadline = self.core.next_deadline().map(|at| self.clock.instant(at));
             tokio::select! {
                 done = async { (&mut self.under_way.as_mut()?.0).await.ok() }, if self.under_way.is_some() => {
@@ -117,12 +117,10 @@ impl Engine {
                     }
                 }
                 count = queue.recv_many(&mut taken, GATHERED_MAX), if has_room => {
-                    if count == 0 {
-                        break;
-                    }
                     for request in taken.drain(..) {
                         self.take(request, &mut stopping);
                     }
+                    is_open = count > 0 && stopping.is_empty();
                 }
                 () = async {
                     match deadline {
@@ -146,10 +144,10 @@ impl Engine {
                 let ticket = self.ticket(reply);
                 self.apply(Event::Command { ticket, command });
             }
-            Request::Connect { agent, session, capacity, held, outbox, gone } => {
+            Request::Connect { agent, session, arrival, outbox, gone } => {
                 self.watch(agent, session, gone);
                 self.outboxes.open(session, outbox);
-                self.report(agent, session, Report::Connected { capacity, held });
+                self.report(agent, session, Report::Connected(arrival));
             }
             Request::Artifact { agent, session, attempt, artifact, reply } => {
                 let ticket = self.ticket(reply);
@@ -254,10 +252,6 @@ fn describe(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-/// What waits for the replies and the sessions' messages, by number.
-type ByTicket<T> = BTreeMap<Ticket, T>;
-type BySession<T> = BTreeMap<SessionId, T>;
 
 #[cfg(test)]
 mod tests;

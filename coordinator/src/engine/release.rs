@@ -1,5 +1,6 @@
 //! Where effects go once their changes are on the disk: to whoever waits for a reply, and to the sessions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::control::Assignment;
@@ -8,7 +9,6 @@ use packrun_protocol::state::Reason;
 use tokio::sync::{broadcast, mpsc};
 
 use super::handle::ReplySender;
-use super::{BySession, ByTicket};
 use crate::core::change::FeedRow;
 use crate::core::event::{SessionId, Ticket};
 use crate::core::outcome::{CloseReason, Effect, Standing};
@@ -48,14 +48,14 @@ pub enum ToSession {
 
 #[derive(Debug)]
 pub(super) struct Outboxes {
-    replies: ByTicket<ReplySender>,
-    sessions: BySession<mpsc::Sender<ToSession>>,
+    replies: BTreeMap<Ticket, ReplySender>,
+    sessions: BTreeMap<SessionId, mpsc::Sender<ToSession>>,
     feed: broadcast::Sender<Arc<FeedBatch>>,
 }
 
 impl Outboxes {
     pub(super) fn new(feed: broadcast::Sender<Arc<FeedBatch>>) -> Self {
-        Self { replies: ByTicket::new(), sessions: BySession::new(), feed }
+        Self { replies: BTreeMap::new(), sessions: BTreeMap::new(), feed }
     }
 
     pub(super) fn expect(&mut self, ticket: Ticket, reply: ReplySender) {

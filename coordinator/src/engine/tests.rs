@@ -1,5 +1,6 @@
 //! The engine on a real store: what is acknowledged is there after a restart, and nothing leaves before it is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::id::{Digest, JobRunId, PackRunId};
@@ -8,7 +9,7 @@ use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::PackRunState;
 
 use super::*;
-use crate::core::event::{Capacity, Command, NewRun};
+use crate::core::event::{Arrival, Capacity, Command, NewRun};
 use crate::core::outcome::{CloseReason, Refusal, Reply};
 use crate::core::plan::{Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::{Config, Core};
@@ -81,8 +82,9 @@ async fn enrol(engine: &Handle) -> AgentId {
     agent
 }
 
-fn slots(slots: u32) -> Capacity {
-    Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 30, labels: Labels::default() }
+fn slots(slots: u32) -> Arrival {
+    let capacity = Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 30, labels: Labels::default() };
+    Arrival { capacity, draining: false, held: Vec::new() }
 }
 
 #[tokio::test]
@@ -145,7 +147,7 @@ async fn a_dispatch_leaves_only_when_it_is_committed() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(&folder.path().join("state.redb")).await;
     let agent = enrol(&engine).await;
-    let (session, mut messages) = engine.connect(agent, slots(2), Vec::new()).await.unwrap();
+    let (session, mut messages) = engine.connect(agent, slots(2)).await.unwrap();
     assert!(matches!(messages.recv().await, Some(ToSession::Welcome { .. })));
     engine.command(register("one")).await.unwrap();
     let (id, command) = create(3);
@@ -173,13 +175,13 @@ async fn a_second_session_of_an_agent_closes_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(&folder.path().join("state.redb")).await;
     let agent = enrol(&engine).await;
-    let (_, mut first) = engine.connect(agent, slots(1), Vec::new()).await.unwrap();
-    let (_, mut second) = engine.connect(agent, slots(1), Vec::new()).await.unwrap();
+    let (_, mut first) = engine.connect(agent, slots(1)).await.unwrap();
+    let (_, mut second) = engine.connect(agent, slots(1)).await.unwrap();
     assert!(matches!(first.recv().await, Some(ToSession::Welcome { .. })));
     assert!(matches!(first.recv().await, Some(ToSession::Close(CloseReason::Superseded))));
     assert!(first.recv().await.is_none());
     assert!(matches!(second.recv().await, Some(ToSession::Welcome { .. })));
-    let (_, mut stranger) = engine.connect(AgentId::generate(), slots(1), Vec::new()).await.unwrap();
+    let (_, mut stranger) = engine.connect(AgentId::generate(), slots(1)).await.unwrap();
     assert!(matches!(stranger.recv().await, Some(ToSession::Close(CloseReason::Unknown))));
 }
 
@@ -190,7 +192,7 @@ async fn a_store_taken_over_by_another_ends_all_commands_and_no_reads() {
     let engine = open_store(store.clone()).await;
     engine.command(register("one")).await.unwrap();
     let agent = enrol(&engine).await;
-    let (_, mut messages) = engine.connect(agent, slots(1), Vec::new()).await.unwrap();
+    let (_, mut messages) = engine.connect(agent, slots(1)).await.unwrap();
     assert!(matches!(messages.recv().await, Some(ToSession::Welcome { .. })));
     store.acquire().await.unwrap();
     assert_eq!(engine.command(register("two")).await, Err(EngineError::Unavailable));

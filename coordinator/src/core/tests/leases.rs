@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use packrun_protocol::control::HeldAttempt;
 use packrun_protocol::state::{AttemptState, PackRunState, Verdict};
 
-use super::make::{JobSpec, outcome, slots};
+use super::make::{JobSpec, RUNNING, connected, outcome, slots};
 use super::scene::{attempt, run, run_state, session, states, world};
-use crate::core::event::{Command, Event, Held, Phase, Report, SessionId};
+use crate::core::event::{Arrival, Command, Event, Report, SessionId};
 use crate::core::outcome::{CloseReason, Effect, Refusal};
 
 #[test]
@@ -121,7 +122,7 @@ fn a_newer_session_takes_over_and_the_older_one_is_deaf() {
     world.connect(agent);
     let step = world.report(agent, old, Report::Started { attempt: attempt(0, 1) });
     assert!(step.changes.is_empty() && step.effects.is_empty());
-    let step = world.report(agent, old, Report::Connected { capacity: slots(9), held: Vec::new() });
+    let step = world.report(agent, old, connected(slots(9), Vec::new()));
     let why = step.effects.iter().find_map(|effect| match effect {
         Effect::CloseSession { session, why, .. } if *session == old => Some(*why),
         _ => None,
@@ -150,8 +151,8 @@ fn a_revoked_agent_loses_all_and_stays_out() {
     assert_eq!(states(&world, 1), ["queued"]);
     world.last_session += 1;
     let session = SessionId(world.last_session);
-    let held = vec![Held { attempt: attempt(0, 1), phase: Phase::Running }];
-    let step = world.report(agent, session, Report::Connected { capacity: slots(2), held });
+    let held = vec![HeldAttempt { attempt: attempt(0, 1), phase: RUNNING }];
+    let step = world.report(agent, session, connected(slots(2), held));
     assert!(matches!(step.effects[..], [Effect::CloseSession { why: CloseReason::Revoked, .. }]));
     assert_eq!(world.command(Command::ResumeAgent(agent)), Err(Refusal::Revoked(agent)));
 }
@@ -183,6 +184,17 @@ fn an_agent_that_declines_gets_nothing_until_it_says_otherwise_or_comes_back() {
     assert_eq!(states(&world, 5)[3], "queued");
     world.connect(agent);
     assert_eq!(states(&world, 5)[3], "assigned");
+}
+
+#[test]
+fn an_agent_that_comes_declining_gets_nothing_not_even_at_first() {
+    let (mut world, _) = world(&[JobSpec { width: 3, ..JobSpec::default() }]);
+    let (agent, over) = (world.enrol(1, slots(2)), SessionId(99));
+    let arrival = Arrival { capacity: slots(2), draining: true, held: Vec::new() };
+    world.report(agent, over, Report::Connected(arrival));
+    assert_eq!(states(&world, 3)[2], "queued");
+    world.report(agent, over, Report::Draining(false));
+    assert_eq!(states(&world, 3)[2], "assigned");
 }
 
 #[test]

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use packrun_protocol::control::{HeldAttempt, HeldPhase};
 use packrun_protocol::id::{AgentId, Digest, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition, Requirement};
 use packrun_protocol::name::{JobKey, Labels, Name};
 use packrun_protocol::state::{ExitStatus, Outcome, Verdict};
+use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::Timestamp;
 
-use crate::core::event::{Artifact, Capacity, Command, NewRun};
+use crate::core::event::{Arrival, Artifact, Capacity, Command, NewRun, Report};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 
 pub(super) fn bytes(kind: u8, number: u32) -> [u8; 16] {
@@ -40,8 +42,17 @@ pub(super) fn slots(slots: u32) -> Capacity {
     Capacity { labels: Labels::default(), slots, cpu_millis: 64_000, memory_bytes: 1 << 36 }
 }
 
+/// An attempt's process runs, says its agent's journal; since when doesn't matter to the core.
+pub(super) const RUNNING: HeldPhase = HeldPhase::Running(Timestamp::MIN);
+
+/// An agent comes that takes work.
+pub(super) fn connected(capacity: Capacity, held: Vec<HeldAttempt>) -> Report {
+    Report::Connected(Arrival { capacity, draining: false, held })
+}
+
 pub(super) fn artifact(path: &str) -> Artifact {
-    Artifact { name: None, path: path.parse().unwrap(), digest: Digest::of(b"x"), size: 1, mode: 0o644 }
+    let content = Content { digest: Digest::of(b"x"), size: 1, mode: FileMode::of(0o644) };
+    Artifact { name: None, path: path.parse().unwrap(), content }
 }
 
 pub(super) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use packrun_protocol::control::{HeldAttempt, HeldPhase};
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Digest};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::name::Labels;
@@ -11,9 +12,11 @@ use packrun_protocol::state::Verdict;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::make::{self, JobSpec, agent_id, artifact, job_run_id, labels, new_run, outcome, run_id};
+use super::make::{
+    self, JobSpec, RUNNING, agent_id, artifact, connected, job_run_id, labels, new_run, outcome, run_id,
+};
 use super::world::World;
-use crate::core::event::{Capacity, Command, Event, Held, Idempotency, Phase, Report, SessionId, Ticket};
+use crate::core::event::{Capacity, Command, Event, Idempotency, Report, SessionId, Ticket};
 use crate::core::outcome::{Effect, Refusal, Reply};
 use crate::core::plan::When;
 
@@ -269,11 +272,11 @@ impl Play {
         if kind % 16 == 15 {
             // A session out of nowhere that claims everything, over and over.
             let held = attempts.iter().flat_map(|attempt| {
-                [Phase::Ended, Phase::Running].map(|phase| Held { attempt: *attempt, phase })
+                [HeldPhase::Ended, RUNNING].map(|phase| HeldAttempt { attempt: *attempt, phase })
             });
             let held = held.collect();
             let capacity = capacity(kind);
-            self.world.report(agent, session, Report::Connected { capacity, held });
+            self.world.report(agent, session, connected(capacity, held));
             return;
         }
         let report = match kind % 3 {

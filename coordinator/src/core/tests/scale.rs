@@ -6,7 +6,7 @@ use packrun_protocol::id::Epoch;
 use packrun_protocol::state::Verdict;
 use packrun_protocol::time::Timestamp;
 
-use super::make::{self, JobSpec, agent_id, name, new_run, outcome, plan, slots};
+use super::make::{self, JobSpec, agent_id, connected, name, new_run, outcome, plan, slots};
 use crate::core::event::{Command, Event, Report, SessionId, Ticket};
 use crate::core::outcome::Effect;
 use crate::core::{Config, Core};
@@ -22,7 +22,7 @@ fn a_matrix_that_needs_a_matrix_on_thousands_of_agents_is_quick() {
         let agent = agent_id(number);
         let labels = packrun_protocol::name::Labels::default();
         let _ = core.apply(now, command(Command::EnrolAgent { agent, name: name("a"), labels }));
-        let report = Report::Connected { capacity: slots(2), held: Vec::new() };
+        let report = connected(slots(2), Vec::new());
         let _ = core.apply(now, Event::Report { agent, session: SessionId(1), report });
     }
     let wide = |needs: &[u32]| JobSpec { width: 10_000, ..JobSpec::needing(needs) };

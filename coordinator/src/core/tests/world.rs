@@ -4,23 +4,24 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use packrun_protocol::control::{HeldAttempt, HeldPhase};
 use packrun_protocol::id::{AgentId, AttemptId, Epoch};
 use packrun_protocol::state::{AttemptState, Outcome, Verdict};
 use packrun_protocol::time::Timestamp;
 
-use super::make::{agent_id, artifact, name, outcome};
+use super::make::{RUNNING, agent_id, artifact, connected, name, outcome};
 use super::rules;
 use super::store::Store;
 use crate::core::change::{AgentState, Change};
 use crate::core::deadline::Deadline;
-use crate::core::event::{Capacity, Command, Event, Held, Phase, Report, SessionId, Ticket};
+use crate::core::event::{Capacity, Command, Event, Report, SessionId, Ticket};
 use crate::core::outcome::{CloseReason, Effect, Refusal, Reply, Standing, Step};
 use crate::core::{Config, Core};
 
 /// An attempt in an agent's journal.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) phase: Phase,
+    pub(super) phase: HeldPhase,
     pub(super) artifacts: u32,
     pub(super) canceled: bool,
     pub(super) outcome: Option<Outcome>,
@@ -214,7 +215,7 @@ impl World {
             Effect::Dispatch { assignments, .. } => {
                 for assignment in assignments {
                     model.journal.entry(assignment.attempt).or_insert(Entry {
-                        phase: Phase::Assigned,
+                        phase: HeldPhase::Assigned,
                         artifacts: 0,
                         canceled: false,
                         outcome: None,
@@ -258,10 +259,12 @@ impl World {
         let Some(model) = self.agents.get_mut(&agent) else { return };
         model.session = Some(session);
         let capacity = model.capacity.clone();
-        let held =
-            model.journal.iter().map(|(attempt, entry)| Held { attempt: *attempt, phase: entry.phase });
+        let held = model
+            .journal
+            .iter()
+            .map(|(attempt, entry)| HeldAttempt { attempt: *attempt, phase: entry.phase });
         let held = held.collect();
-        self.report(agent, session, Report::Connected { capacity, held });
+        self.report(agent, session, connected(capacity, held));
     }
 
     pub(super) fn disconnect(&mut self, agent: AgentId) {
@@ -275,8 +278,8 @@ impl World {
     pub(super) fn start(&mut self, agent: AgentId, attempt: AttemptId) {
         let Some(model) = self.agents.get_mut(&agent) else { return };
         let Some(entry) = model.journal.get_mut(&attempt) else { return };
-        if entry.phase == Phase::Assigned {
-            entry.phase = Phase::Running;
+        if entry.phase == HeldPhase::Assigned {
+            entry.phase = RUNNING;
             if let Some(session) = model.session {
                 self.report(agent, session, Report::Started { attempt });
             }
@@ -288,7 +291,7 @@ impl World {
         let Some(model) = self.agents.get_mut(&agent) else { return };
         let Some(session) = model.session else { return };
         let Some(entry) = model.journal.get_mut(&attempt) else { return };
-        if entry.phase == Phase::Running {
+        if entry.phase == RUNNING {
             entry.artifacts += 1;
             let artifact = artifact(&format!("out/{}", entry.artifacts));
             let ticket = Ticket(u64::MAX);
@@ -304,8 +307,8 @@ impl World {
     pub(super) fn end(&mut self, agent: AgentId, attempt: AttemptId, verdict: Verdict) {
         let Some(model) = self.agents.get_mut(&agent) else { return };
         let Some(entry) = model.journal.get_mut(&attempt) else { return };
-        if entry.phase == Phase::Running {
-            entry.phase = Phase::Ended;
+        if entry.phase == RUNNING {
+            entry.phase = HeldPhase::Ended;
             let outcome = outcome(verdict, entry.artifacts);
             entry.outcome = Some(outcome.clone());
             if let Some(session) = model.session {

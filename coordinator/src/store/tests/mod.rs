@@ -10,12 +10,13 @@ use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Digest, JobRunId, 
 use packrun_protocol::job::{Action, Definition, Requirement};
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::{ExitStatus, JobRunState, Outcome, PackRunState, Verdict};
+use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::Timestamp;
 
 use super::*;
 use crate::core::change::Change;
 use crate::core::event::{
-    Artifact, Capacity, Command, Event, Idempotency, NewRun, Report, SessionId, Ticket,
+    Arrival, Artifact, Capacity, Command, Event, Idempotency, NewRun, Report, SessionId, Ticket,
 };
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::{Config, Core};
@@ -73,7 +74,7 @@ impl World {
         let (agent, labels) = (world.agent, Labels::default());
         world.command(Command::EnrolAgent { agent, name: name("builder"), labels });
         let capacity = Capacity { slots: 1, ..Capacity::default() };
-        world.report(Report::Connected { capacity, held: Vec::new() });
+        world.report(Report::Connected(Arrival { capacity, draining: false, held: Vec::new() }));
         world
     }
 
@@ -109,9 +110,7 @@ impl World {
         let artifact = Artifact {
             name: None,
             path: "out/app".parse().unwrap(),
-            digest: Digest::of(b"app"),
-            size: 3,
-            mode: 0o755,
+            content: Content { digest: Digest::of(b"app"), size: 3, mode: FileMode::of(0o755) },
         };
         self.report(Report::ArtifactCommitted { ticket: Ticket(0), attempt, artifact });
         let outcome = Outcome {
@@ -174,7 +173,7 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     assert_eq!(reader.job_run(job_runs[0]).unwrap().unwrap().state, JobRunState::Assigned);
     let attempts = reader.attempts(ended[1]).unwrap();
     assert_eq!(attempts.len(), 1);
-    assert_eq!(reader.artifacts(attempts[0].id).unwrap()[0].artifact.mode, 0o755);
+    assert_eq!(reader.artifacts(attempts[0].id).unwrap()[0].artifact.content.mode.bits(), 0o755);
     let feed = reader.feed(done, 0, 1000).unwrap();
     assert!(feed.iter().enumerate().all(|(number, row)| row.number == number as u64));
     assert_eq!(reader.feed_next(done).unwrap(), feed.len() as u64);
