@@ -28,13 +28,16 @@ impl Default for JournalConfig {
     }
 }
 
+/// What a segment is called while it is begun.
+const DRAFT: &str = "draft";
+
 /// The journal, open for writing.
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
     config: JournalConfig,
-    file: File,
-    number: u64,
+    pub(super) file: File,
+    pub(super) number: u64,
     bytes: u64,
     sealed_bytes: u64,
     lives: BTreeMap<AttemptId, Written>,
@@ -89,13 +92,13 @@ impl Journal {
         }
         let number = sealed.last_key_value().map_or(1, |(last, _)| last + 1);
         let lives = follower.index().lives().map(|(attempt, life)| (attempt, Written::of(life))).collect();
-        let file = Self::create(folder, number)?;
+        let (file, bytes) = begin_segment(folder, number, &lives)?;
         let mut journal = Self {
             folder: folder.to_owned(),
             config,
             file,
             number,
-            bytes: 0,
+            bytes,
             sealed_bytes,
             lives,
             sealed,
@@ -111,7 +114,6 @@ impl Journal {
         }
         let unkept = journal.sealed.iter().filter(|(_, sealed)| sealed.keepers == 0);
         journal.unkept = unkept.map(|(number, _)| *number).collect();
-        journal.write_checkpoint()?;
         journal.remove_unkept()?;
         Ok(journal)
     }
@@ -136,8 +138,11 @@ impl Journal {
         let (whole, result) = self.write_out(&ends);
         records.iter().take(whole).for_each(|record| self.note(record));
         result?;
-        if self.bytes >= self.config.segment_bytes {
-            self.roll()?;
+        if self.bytes >= self.config.segment_bytes
+            && let Err(error) = self.roll()
+        {
+            // What was appended is written. The next append tries again.
+            tracing::warn!(%error, "a journal's segment grows over its size");
         }
         self.remove_unkept()
     }
@@ -157,12 +162,6 @@ impl Journal {
             }
         }
         self.remove_unkept()
-    }
-
-    /// The number of the segment that is written.
-    #[must_use]
-    pub fn number(&self) -> u64 {
-        self.number
     }
 
     /// Bytes of all segments.
@@ -212,7 +211,10 @@ impl Journal {
         }
     }
 
+    /// Goes on in a new segment, or stays as it is.
     fn roll(&mut self) -> Result<(), SpoolError> {
+        let number = self.number + 1;
+        let (file, bytes) = begin_segment(&self.folder, number, &self.lives)?;
         let in_it = |life: &&Written| life.kept.back().is_some_and(|(segment, _)| *segment == self.number);
         let keepers = self.lives.values().filter(in_it).count();
         self.sealed.insert(self.number, Sealed { bytes: self.bytes, keepers });
@@ -220,36 +222,8 @@ impl Journal {
         if keepers == 0 {
             self.unkept.push(self.number);
         }
-        self.number += 1;
-        self.file = Self::create(&self.folder, self.number)?;
-        self.write_checkpoint()
-    }
-
-    fn create(folder: &Path, number: u64) -> Result<File, SpoolError> {
-        let path = segment::path(folder, number);
-        OpenOptions::new().append(true).create_new(true).open(&path).map_err(SpoolError::io("create", &path))
-    }
-
-    /// The header and the latest phase of every attempt, in one write: a crash leaves all of it or a segment that
-    /// counts for nothing.
-    fn write_checkpoint(&mut self) -> Result<(), SpoolError> {
-        let mut records = Vec::new();
-        for (&attempt, life) in &self.lives {
-            records.push(Record::Assigned { attempt, epoch: life.epoch });
-            match &life.phase {
-                Phase::Assigned => {}
-                Phase::Running(started) => records.push(Record::Started(*started)),
-                Phase::Ended(outcome) => records.push(Record::Ended { attempt, outcome: outcome.clone() }),
-            }
-        }
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&MAGIC);
-        Item::write_checkpoint(records.len() as u32, &mut self.buffer)?;
-        for record in records {
-            record.write(&mut self.buffer)?;
-        }
-        self.bytes = 0;
-        self.write_out(&[self.buffer.len()]).1
+        (self.number, self.file, self.bytes) = (number, file, bytes);
+        Ok(())
     }
 
     /// Writes the buffer, in which records end at `ends`. Of what doesn't fit only whole records stay in the file;
@@ -277,12 +251,51 @@ impl Journal {
     fn remove_unkept(&mut self) -> Result<(), SpoolError> {
         while let Some(number) = self.unkept.last() {
             let path = segment::path(&self.folder, *number);
-            fs::remove_file(&path).map_err(SpoolError::io("remove", &path))?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(SpoolError::io("remove", &path)(error));
+                }
+                _ => {}
+            }
             self.sealed_bytes -= self.sealed.remove(number).map_or(0, |sealed| sealed.bytes);
             self.unkept.pop();
         }
         Ok(())
     }
+}
+
+/// The header and the latest phase of every attempt. They get the segment's name when they are whole, so nobody
+/// ever finds less.
+fn begin_segment(
+    folder: &Path,
+    number: u64,
+    lives: &BTreeMap<AttemptId, Written>,
+) -> Result<(File, u64), SpoolError> {
+    let mut records = Vec::new();
+    for (&attempt, life) in lives {
+        records.push(Record::Assigned { attempt, epoch: life.epoch });
+        match &life.phase {
+            Phase::Assigned => {}
+            Phase::Running(started) => records.push(Record::Started(*started)),
+            Phase::Ended(outcome) => records.push(Record::Ended { attempt, outcome: outcome.clone() }),
+        }
+    }
+    let mut buffer = MAGIC.to_vec();
+    Item::write_checkpoint(records.len() as u32, &mut buffer)?;
+    for record in records {
+        record.write(&mut buffer)?;
+    }
+    let (draft, path) = (folder.join(DRAFT), segment::path(folder, number));
+    // A draft that a crash or a full disk left is of no use.
+    let _ = fs::remove_file(&draft);
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .open(&draft)
+        .map_err(SpoolError::io("create", &draft))?;
+    file.write_all(&buffer).map_err(SpoolError::io("write", &draft))?;
+    fs::rename(&draft, &path).map_err(SpoolError::io("create", &path))?;
+    Ok((file, buffer.len() as u64))
 }
 
 impl Sealed {

@@ -188,7 +188,7 @@ fn a_segment_removed_unread_is_made_up_for_by_the_checkpoint_behind_it() {
     let mut follower = Follower::new(folder.path().to_owned());
     catch_up(&mut follower);
     journal.append([started(1), ended(1, 0), Record::Settled(attempt(2)), ended(3, 0)]).unwrap();
-    while journal.number() < 3 {
+    while journal.number < 3 {
         journal.append((10..200).flat_map(|n| [assigned(n), Record::Settled(attempt(n))])).unwrap();
     }
     assert_eq!(segments(folder.path()), 1);
@@ -199,6 +199,50 @@ fn a_segment_removed_unread_is_made_up_for_by_the_checkpoint_behind_it() {
         assert_eq!(news.iter().filter(|record| **record == expected).count(), 1, "{expected:?}");
     }
     assert_eq!(follower.index(), late.index());
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_leaves_the_journal_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), SMALL).unwrap();
+    let in_the_way = folder.path().join("draft");
+    std::fs::create_dir(&in_the_way).unwrap();
+    journal.append([assigned(1), started(1)]).unwrap();
+    let blocks: Vec<_> = (0..20).map(|seq| block(1, seq, 1, 500)).collect();
+    for block in &blocks[..10] {
+        journal.append([Record::Block(block.clone())]).unwrap();
+    }
+    assert_eq!(journal.number, 1);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    for block in &blocks[10..] {
+        journal.append([Record::Block(block.clone())]).unwrap();
+    }
+    assert!(journal.number > 1);
+    let mut follower = Follower::new(folder.path().to_owned());
+    catch_up(&mut follower);
+    let places = follower.index().life(attempt(1)).unwrap().blocks.clone();
+    let read: Vec<_> = places.iter().map(|at| follower.block(*at).unwrap().unwrap()).collect();
+    assert_eq!(read, blocks);
+    journal.acknowledge(attempt(1), 20).unwrap();
+    assert_eq!(segments(folder.path()), 1, "what was written then is booked where it lies");
+    Journal::open(folder.path(), SMALL).unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_a_record_whole_and_the_journal_goes_on_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), SMALL).unwrap();
+    journal.append([assigned(1)]).unwrap();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let file = std::mem::replace(&mut journal.file, full);
+    let before = journal.bytes();
+    assert!(journal.append([started(1), Record::Block(block(1, 0, 1, 10))]).is_err());
+    assert_eq!(journal.bytes(), before);
+    assert!(journal.lives().all(|(_, phase)| *phase == Phase::Assigned), "nothing of it counts");
+    journal.file = file;
+    journal.append([started(1)]).unwrap();
+    let mut follower = Follower::new(folder.path().to_owned());
+    assert_eq!(catch_up(&mut follower), [assigned(1), started(1)]);
 }
 
 #[test]
