@@ -66,7 +66,7 @@ pub enum EngineError {
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     store: Store,
-    feed: broadcast::Sender<Arc<FeedBatch>>,
+    feed: broadcast::WeakSender<Arc<FeedBatch>>,
     health: watch::Receiver<Health>,
     sessions: Arc<AtomicU64>,
 }
@@ -75,7 +75,7 @@ impl Handle {
     pub(super) fn new(
         requests: mpsc::Sender<Request>,
         store: Store,
-        feed: broadcast::Sender<Arc<FeedBatch>>,
+        feed: broadcast::WeakSender<Arc<FeedBatch>>,
         health: watch::Receiver<Health>,
     ) -> Self {
         Self { requests, store, feed, health, sessions: Arc::default() }
@@ -121,11 +121,11 @@ impl Handle {
         answer.await.map_err(|_| EngineError::Unavailable)
     }
 
-    /// All that is committed from now on, as feed rows. One who falls behind gets
-    /// [`Lagged`](broadcast::error::RecvError::Lagged) and reads on from the store.
+    /// All that is committed from now on, as feed rows; closed once the engine takes no requests. One who falls
+    /// behind gets [`Lagged`](broadcast::error::RecvError::Lagged) and reads on from the store.
     #[must_use]
     pub fn follow(&self) -> broadcast::Receiver<Arc<FeedBatch>> {
-        self.feed.subscribe()
+        self.feed.upgrade().map_or_else(|| broadcast::channel(1).1, |feed| feed.subscribe())
     }
 
     /// What is committed, as it is now.

@@ -48,6 +48,27 @@ pub enum Health {
     Stopped(String),
 }
 
+/// Says how the engine is, and that it has stopped also when it ended by a panic.
+struct Announced(watch::Sender<Health>);
+
+impl Announced {
+    fn stopped(&self, reason: &str) {
+        self.0.send_if_modified(|health| {
+            let news = *health == Health::Ready;
+            if news {
+                *health = Health::Stopped(reason.to_owned());
+            }
+            news
+        });
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.stopped("the engine ended unexpectedly");
+    }
+}
+
 type Commit = JoinHandle<Result<(Lease, Committed), CommitError>>;
 
 /// What was applied and is not on its way to the disk yet.
@@ -71,7 +92,7 @@ struct Engine {
     outboxes: Outboxes,
     tickets: u64,
     requests: mpsc::WeakSender<Request>,
-    health: watch::Sender<Health>,
+    health: Announced,
 }
 
 /// Starts the engine on a state that was loaded from `store` under `lease`. It ends with the last handle, or by
@@ -80,6 +101,7 @@ struct Engine {
 pub fn start(core: Core, store: Store, (lease, committed): (Lease, Committed), clock: Clock) -> Handle {
     let (requests, queue) = mpsc::channel(QUEUE_REQUESTS);
     let (feed, _) = broadcast::channel(FEED_BATCHES);
+    let followers = feed.downgrade();
     let (health, health_seen) = watch::channel(Health::Ready);
     let engine = Engine {
         core,
@@ -89,13 +111,13 @@ pub fn start(core: Core, store: Store, (lease, committed): (Lease, Committed), c
         clock,
         gathered: Gathered::default(),
         under_way: None,
-        outboxes: Outboxes::new(feed.clone()),
+        outboxes: Outboxes::new(feed),
         tickets: 0,
         requests: requests.downgrade(),
-        health,
+        health: Announced(health),
     };
     tokio::spawn(engine.run(queue));
-    Handle::new(requests, store, feed, health_seen)
+    Handle::new(requests, store, followers, health_seen)
 }
 
 impl Engine {
@@ -130,7 +152,7 @@ impl Engine {
                 } => self.apply(Event::Wake),
             }
         }
-        self.health.send_replace(Health::Stopped("the coordinator stops".into()));
+        self.health.stopped("the coordinator stops");
         for stopped in stopping {
             // Whoever asked may have gone.
             let _ = stopped.send(());
@@ -232,7 +254,7 @@ impl Engine {
     /// Takes nothing more: whoever asks finds his reply dropped. Looks go on, at the last state in memory.
     async fn fail(self, mut queue: mpsc::Receiver<Request>, reason: &str) {
         tracing::error!(reason, "the store failed; no more commands are taken");
-        self.health.send_replace(Health::Stopped(reason.to_owned()));
+        self.health.stopped(reason);
         drop((self.outboxes, self.gathered, self.under_way));
         while let Some(request) = queue.recv().await {
             if let Request::Look(look) = request {

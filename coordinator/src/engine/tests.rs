@@ -194,9 +194,12 @@ async fn a_store_taken_over_by_another_ends_all_commands_and_no_reads() {
     let agent = enrol(&engine).await;
     let (_, mut messages) = engine.connect(agent, slots(1)).await.unwrap();
     assert!(matches!(messages.recv().await, Some(ToSession::Welcome { .. })));
+    let mut follower = engine.follow();
     store.acquire().await.unwrap();
     assert_eq!(engine.command(register("two")).await, Err(EngineError::Unavailable));
     assert!(messages.recv().await.is_none(), "its sessions end");
+    assert!(matches!(follower.recv().await, Err(broadcast::error::RecvError::Closed)), "so do its followers");
+    assert!(matches!(engine.follow().recv().await, Err(broadcast::error::RecvError::Closed)));
     let mut health = engine.health();
     let stopped = health.wait_for(|health| matches!(health, Health::Stopped(_))).await.unwrap();
     assert!(matches!(&*stopped, Health::Stopped(why) if why.contains("another coordinator")));
@@ -216,4 +219,18 @@ async fn a_refusal_is_a_reply() {
     let id = PackRunId::generate();
     let refused = engine.command(Command::CancelRun(id)).await;
     assert_eq!(refused, Err(EngineError::Refused(Refusal::NotLive(id))));
+}
+
+#[tokio::test]
+async fn an_engine_that_panics_does_not_count_as_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(&folder.path().join("state.redb")).await;
+    let mut follower = engine.follow();
+    assert!(engine.look(|_| panic!("a fault of ours")).await.map(|(): ()| ()).is_err());
+    let mut health = engine.health();
+    let stopped = health.wait_for(|health| matches!(health, Health::Stopped(_))).await.unwrap();
+    assert!(matches!(&*stopped, Health::Stopped(why) if why.contains("unexpectedly")));
+    drop(stopped);
+    assert!(follower.recv().await.is_err());
+    assert_eq!(engine.command(register("one")).await, Err(EngineError::Unavailable));
 }

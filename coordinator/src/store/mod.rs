@@ -119,7 +119,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in the file `path`, or makes one. Blocks: after a crash redb reads the whole file.
+    /// Opens the store in the file `path`, or makes one. Blocks for as long as it takes to read the whole file: redb
+    /// finds damage only so, and trusts what it opened otherwise.
     ///
     /// # Errors
     /// When the file is damaged, is another program's, is of a later version, or is open elsewhere.

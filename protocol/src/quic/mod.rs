@@ -43,31 +43,28 @@ const BIDI_STREAMS: u32 = 256;
 
 const _: () = assert!(STREAM_WINDOW as usize >= 2 * limit::FRAME_BYTES_MAX, "any frame fits twice");
 
-fn transport() -> Arc<TransportConfig> {
+/// What both sides allow the other, which opens at most so many streams.
+fn transport(bidi_streams: u32, uni_streams: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)
-        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(limit::SLOTS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(bidi_streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(uni_streams))
         .datagram_receive_buffer_size(None);
-    Arc::new(transport)
+    transport
+}
+
+fn coordinator_transport() -> Arc<TransportConfig> {
+    Arc::new(transport(BIDI_STREAMS, limit::SLOTS_MAX))
 }
 
 /// The agent opens all streams: the coordinator may open none.
 fn agent_transport() -> Arc<TransportConfig> {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-        .send_window(SEND_WINDOW)
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None);
+    let mut transport = transport(0, 0);
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
     Arc::new(transport)
 }
 

@@ -18,7 +18,7 @@ use rustls::{
 };
 use thiserror::Error;
 
-use super::{agent_transport, transport};
+use super::{agent_transport, coordinator_transport};
 use crate::cert::{AgentCertificate, Identity};
 use crate::id::Digest;
 use crate::stream::{ALPN_AGENT, ALPN_ENROL};
@@ -79,7 +79,7 @@ pub fn server_config(
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Verifier(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport());
+    config.transport_config(coordinator_transport());
     Ok(config)
 }
 
