@@ -27,6 +27,7 @@ pub(super) fn load(reader: &Reader) -> Result<Rows, StoreError> {
 fn load_run(reader: &Reader, id: PackRunId) -> Result<Option<LiveRun>, StoreError> {
     let (Some(info), Some(plan), Some(progress)) = (reader.run(id)?, reader.plan(id)?, reader.progress(id)?)
     else {
+        tracing::error!(pack_run = %id, "a pack run is left out: its rows are not all there; restore a backup");
         return Ok(None);
     };
     let row = PackRunRow {
