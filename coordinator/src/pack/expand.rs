@@ -21,6 +21,7 @@ use super::argument::Arguments;
 use super::check::topological_order;
 use super::model::{Action, Job, Pack};
 use super::problem::printable;
+use super::rules::Globs;
 use super::template::{RenderError, Scope, Template};
 use super::{PLAN_BYTES_MAX, rules};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun};
@@ -92,6 +93,7 @@ impl Pack {
                 runs,
             });
         }
+        check_inputs(&jobs)?;
         Ok(Plan { jobs })
     }
 
@@ -121,6 +123,23 @@ impl Pack {
         }
         Ok(PlannedRun { id: next_id(), key, requirement, definition: Arc::new(definition) })
     }
+}
+
+fn check_inputs(jobs: &[PlannedJob]) -> Result<(), PlanError> {
+    let runs = || jobs.iter().flat_map(|job| job.runs.iter().map(move |run| (&job.name, run)));
+    let globs = Globs::new(runs().flat_map(|(job, run)| {
+        run.definition.artifacts.iter().map(move |artifact| (job, artifact.path.as_str()))
+    }));
+    for (_, run) in runs() {
+        for input in &run.definition.inputs {
+            globs.check_input(&input.from, &input.artifact).map_err(|reason| PlanError::Field {
+                key: run.key.clone(),
+                field: "`inputs`",
+                reason,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The values of the job's axes in its combination of this number.
@@ -189,10 +208,10 @@ impl Renderer<'_> {
             Ok(InputRule {
                 from: input.from.clone(),
                 artifact: self.parsed("`inputs`", &input.artifact, |path| {
-                    rules::relative_path(path).map(|path| path.to_string())
+                    rules::input_path(path).map(|path| path.to_string())
                 })?,
                 to: match &input.to {
-                    Some(to) => Some(self.parsed("`inputs`", to, rules::relative_path)?),
+                    Some(to) => Some(self.parsed("`inputs`", to, rules::input_path)?),
                     None => None,
                 },
                 optional: input.optional,

@@ -114,13 +114,16 @@ fn a_rendered_text_keeps_the_rules_of_its_place() {
         ("workdir: '${{ params.x }}'", "", "`workdir`"),
         ("artifacts: ['${{ params.x }}']", "/etc/passwd", "`artifacts`"),
         ("artifacts: ['a${{ params.x }}']", "[", "`artifacts`"),
+        ("artifacts: ['${{ params.x }}']", ".packrun/x", "`artifacts`"),
         ("artifacts: [{path: a, name: '${{ params.x }}'}]", "A", "`artifacts`"),
         ("inputs: [{from: b, artifact: a, to: 'a/${{ params.x }}/b'}]", "..", "`inputs`"),
+        ("inputs: [{from: b, artifact: a, to: '${{ params.x }}/b'}]", ".packrun", "`inputs`"),
+        ("inputs: [{from: b, artifact: '${{ params.x }}'}]", "*.xml", "`inputs`"),
         ("labels: {os: '${{ params.x }}'}", "a\nb", "`labels`"),
     ];
     for (line, value, field) in fields {
         let text = format!(
-            "name: p\nparams: {{x: {{}}}}\njobs:\n  b: {{run: x}}\n  a:\n    run: x\n    needs: [b]\n    {line}\n"
+            "name: p\nparams: {{x: {{}}}}\njobs:\n  b: {{run: x, artifacts: ['*.xml']}}\n  a:\n    run: x\n    needs: [b]\n    {line}\n"
         );
         let error = plan(&pack(&text), &[("x", value)]).unwrap_err();
         assert!(error.starts_with(&format!("{field} of `a`, rendered: ")), "{line}: {error}");
