@@ -175,13 +175,14 @@ struct Renderer<'a> {
 impl Renderer<'_> {
     fn definition(&mut self, pack: &Pack, job: &Job) -> Result<Definition, PlanError> {
         let action = match &job.action {
-            Action::Script(script) => job::Action::Script(self.text("`run`", script)?),
+            Action::Script(script) => job::Action::Script(
+                self.parsed("`run`", script, |text| rules::script(text).map(|()| text.to_owned()))?,
+            ),
             Action::Command(words) => {
                 let words: Vec<String> =
                     words.iter().map(|word| self.word("`command`", word)).collect::<Result<_, _>>()?;
-                if words.first().is_none_or(String::is_empty) {
-                    return Err(self.broken("`command`", "the program is empty"));
-                }
+                rules::program(words.first().map_or("", String::as_str))
+                    .map_err(|reason| self.broken("`command`", reason))?;
                 job::Action::Command(words)
             }
         };
@@ -202,7 +203,12 @@ impl Renderer<'_> {
                 optional: artifact.optional,
             })
         });
-        let artifacts = artifacts.collect::<Result<_, _>>()?;
+        let artifacts = artifacts.collect::<Result<Vec<_>, _>>()?;
+        let mut names = HashSet::new();
+        for name in artifacts.iter().filter_map(|artifact| artifact.name.as_ref()) {
+            rules::distinct_name(&mut names, name.as_str())
+                .map_err(|reason| self.broken("`artifacts`", reason))?;
+        }
         let inputs = job.inputs.iter().map(|input| {
             self.take(input.from.as_str().len())?;
             Ok(InputRule {

@@ -64,6 +64,24 @@ pub(super) fn relative_path(text: &str) -> Result<RelativePath, String> {
     text.parse::<RelativePath>().map_err(|error| error.to_string())
 }
 
+/// A script that does something.
+pub(super) fn script(text: &str) -> Result<(), &'static str> {
+    if text.trim().is_empty() { Err("a script may not be empty") } else { Ok(()) }
+}
+
+/// The first word of a command.
+pub(super) fn program(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() { Err("a command has to start with a program") } else { Ok(()) }
+}
+
+/// The name of an artifact of a job whose other names so far are `seen`.
+pub(super) fn distinct_name(seen: &mut HashSet<String>, name: &str) -> Result<(), String> {
+    if seen.insert(name.to_owned()) {
+        return Ok(());
+    }
+    Err(format!("duplicate artifact name `{}`", excerpt(name)))
+}
+
 /// A text that a process can be given as an argument or a variable.
 pub(super) fn word(text: &str) -> Result<(), String> {
     if text.len() <= WORD_BYTES_MAX {

@@ -125,8 +125,8 @@ impl<'n> JobReader<'_, '_, 'n> {
         match (fields.get("run"), fields.get("command")) {
             (Some(node), None) => {
                 let script = template(self.reader, node, "`run`", scope)?;
-                if script.literal().is_some_and(|text| text.trim().is_empty()) {
-                    self.reader.report(node.at, Kind::Value, "`run` may not be empty");
+                if let Some(text) = script.literal() {
+                    self.reader.checked(node.at, rules::script(text));
                 }
                 Some(Action::Script(script))
             }
@@ -136,8 +136,9 @@ impl<'n> JobReader<'_, '_, 'n> {
                     .iter()
                     .filter_map(|item| word(self.reader, item, "a word of `command`", scope))
                     .collect();
-                if items.is_empty() || words.first().and_then(Template::literal) == Some("") {
-                    self.reader.report(node.at, Kind::Value, "`command` has to start with a program");
+                let first = words.first().and_then(Template::literal);
+                if let Some(text) = first.or(items.is_empty().then_some("")) {
+                    self.reader.checked(node.at, rules::program(text));
                 }
                 Some(Action::Command(words))
             }
@@ -304,9 +305,8 @@ impl<'n> JobReader<'_, '_, 'n> {
         for item in items {
             let Some(artifact) = self.artifact(item, scope) else { continue };
             if let Some(name) = artifact.name.as_ref().and_then(Template::literal)
-                && !names.insert(name.to_owned())
+                && let Err(message) = rules::distinct_name(&mut names, name)
             {
-                let message = format!("duplicate artifact name `{}`", excerpt(name));
                 self.reader.report(item.at, Kind::Duplicate, message);
             }
             artifacts.push(artifact);

@@ -128,8 +128,22 @@ fn a_rendered_text_keeps_the_rules_of_its_place() {
         let error = plan(&pack(&text), &[("x", value)]).unwrap_err();
         assert!(error.starts_with(&format!("{field} of `a`, rendered: ")), "{line}: {error}");
     }
+    let twice = "artifacts: [{path: a, name: '${{ params.x }}'}, {path: b, name: n}]";
+    let text = format!("name: p\nparams: {{x: {{}}}}\njobs: {{a: {{run: x, {twice}}}}}");
+    assert_eq!(
+        plan(&pack(&text), &[("x", "n")]).unwrap_err(),
+        "`artifacts` of `a`, rendered: duplicate artifact name `n`"
+    );
+    let script = pack("name: p\nparams: {x: {}}\njobs: {a: {run: ' ${{ params.x }}'}}");
+    assert_eq!(
+        plan(&script, &[("x", "\n")]).unwrap_err(),
+        "`run` of `a`, rendered: a script may not be empty"
+    );
     let command = pack("name: p\nparams: {x: {}}\njobs: {a: {command: ['${{ params.x }}']}}");
-    assert_eq!(plan(&command, &[("x", "")]).unwrap_err(), "`command` of `a`, rendered: the program is empty");
+    assert_eq!(
+        plan(&command, &[("x", "")]).unwrap_err(),
+        "`command` of `a`, rendered: a command has to start with a program"
+    );
 }
 
 #[test]
