@@ -41,6 +41,9 @@ pub(in crate::pack) const INPUT_KEYS: [&str; 4] = ["from", "artifact", "to", "op
 /// Most axes of a matrix.
 const AXES_MAX: usize = 16;
 
+/// What stands among the axes of a matrix in a later release. Other reserved keys mean nothing there and are names.
+const RESERVED_AXES: [&str; 1] = ["exclude"];
+
 /// Most tries of a job run.
 const ATTEMPTS_MAX: u32 = 100;
 
@@ -213,7 +216,7 @@ impl<'n> JobReader<'_, '_, 'n> {
     }
 
     fn axis(&mut self, key: &Key, node: &Node) -> Option<Axis> {
-        if self.reader.is_reserved(key) {
+        if self.reader.is_reserved(key, &RESERVED_AXES) {
             return None;
         }
         let name = name(self.reader, key);

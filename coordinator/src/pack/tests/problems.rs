@@ -64,6 +64,7 @@ fn every_reserved_key_is_answered_with_not_supported_yet() {
             format!("5:5: `{key}` is not supported yet [unsupported]")
         );
     }
+    super::pack(&job("matrix: { cache: [1], container: [2], priority: [3], secrets: [4] }"));
 }
 
 #[test]
