@@ -10,7 +10,7 @@ use packrun_protocol::name::{JobKey, Labels, MatrixValue, Name};
 use super::{KnownNames, name, template, variables, word};
 use crate::core::plan::{Retry, When};
 use crate::pack::fields::{Fields, Reader};
-use crate::pack::model::{Action, Artifact, Axis, Input, Job};
+use crate::pack::model::{Action, Artifact, Axis, Input, Job, WHENS, when_word};
 use crate::pack::problem::{Kind, Place, excerpt};
 use crate::pack::source::{Key, Node, Value};
 use crate::pack::template::Template;
@@ -181,16 +181,11 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn when(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<When> {
         let text = self.reader.scalar(node, "`when`")?;
-        let when = match text {
-            "success" => When::Success,
-            "failure" => When::Failure,
-            "always" => When::Always,
-            _ => {
-                let message = format!("`{}` is not `success`, `failure` or `always`", excerpt(text));
-                let known = ["success", "failure", "always"];
-                self.reader.problems.add_unknown(node.at, Kind::Value, message, text, known);
-                return None;
-            }
+        let Some(when) = WHENS.into_iter().find(|when| when_word(*when) == text) else {
+            let words @ [a, b, c] = WHENS.map(when_word);
+            let message = format!("`{}` is not `{a}`, `{b}` or `{c}`", excerpt(text));
+            self.reader.problems.add_unknown(node.at, Kind::Value, message, text, words);
+            return None;
         };
         if when == When::Failure && needed.is_empty() {
             let message = "`when: failure` without `needs`: there is nothing that could fail";
