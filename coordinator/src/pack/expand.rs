@@ -20,7 +20,6 @@ use thiserror::Error;
 use super::argument::Arguments;
 use super::check::topological_order;
 use super::model::{Action, Job, Pack};
-use super::problem::printable;
 use super::rules::Globs;
 use super::template::{RenderError, Scope, Template};
 use super::{PLAN_BYTES_MAX, rules};
@@ -296,6 +295,6 @@ impl Renderer<'_> {
     }
 
     fn broken(&self, field: &'static str, reason: impl Display) -> PlanError {
-        PlanError::Field { key: self.key.clone(), field, reason: printable(&reason.to_string()) }
+        PlanError::Field { key: self.key.clone(), field, reason: reason.to_string() }
     }
 }
