@@ -4,10 +4,21 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-use crate::lean;
 use crate::name::{Labels, Name};
 use crate::path::{PathError, RelativePath};
+use crate::{lean, limit};
+
+/// The folder in a workspace that belongs to packrun (the job's `HOME` and `TMPDIR`): never an artifact,
+/// never where an input is put.
+pub const OWN_FOLDER: &str = ".packrun";
+
+/// Whether `path` is packrun's own folder or lies in it.
+#[must_use]
+pub fn is_own(path: &RelativePath) -> bool {
+    path.as_path().starts_with(OWN_FOLDER)
+}
 
 /// What an attempt executes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +58,64 @@ pub struct ArtifactRule {
 /// What makes a rule's path a glob. A backslash is among them: in a glob it takes the next one literally.
 const GLOB_CHARACTERS: [char; 5] = ['*', '?', '[', '{', '\\'];
 
+/// Whether a rule's path is a glob rather than the path of one file or folder.
+#[must_use]
+pub fn is_glob(path: &str) -> bool {
+    path.contains(GLOB_CHARACTERS)
+}
+
+/// Most `{` in a glob. Alternates lie in each other, and what compiles a glob bounds their depth.
+const ALTERNATES_MAX: usize = 64;
+
+/// Why an artifact rule keeps nothing, whatever a job leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RuleError {
+    /// The glob has too many alternates.
+    #[error("a glob takes at most {ALTERNATES_MAX} `{{`")]
+    Alternates,
+    /// The glob has a control character, NUL among them.
+    #[error("an artifact's path may not contain control characters")]
+    Character,
+    /// The path lies in packrun's own folder.
+    #[error("`{OWN_FOLDER}` belongs to packrun and is never an artifact")]
+    OwnFolder,
+    /// It is no path inside a workspace.
+    #[error(transparent)]
+    Path(#[from] PathError),
+}
+
 impl ArtifactRule {
+    /// Checks the path, but for the syntax of a glob, which whoever compiles it knows. A pack is held to this
+    /// before it is accepted and a job's rules are before its files are looked for, so that no rule fails only
+    /// once the work is done.
+    ///
+    /// # Errors
+    /// When no path in a workspace can match it.
+    pub fn check(&self) -> Result<(), RuleError> {
+        self.anchor()?;
+        if self.path.len() > limit::PATH_BYTES_MAX {
+            return Err(PathError::TooLong.into());
+        }
+        if self.path.contains(char::is_control) {
+            return Err(RuleError::Character);
+        }
+        let mut components = self.path.split('/').peekable();
+        if components.peek() == Some(&OWN_FOLDER) {
+            return Err(RuleError::OwnFolder);
+        }
+        if components.any(|component| matches!(component, "" | "." | "..")) {
+            return Err(PathError::Component.into());
+        }
+        if self.path.matches('{').count() > ALTERNATES_MAX {
+            return Err(RuleError::Alternates);
+        }
+        Ok(())
+    }
+
     /// Whether the path is a glob rather than the path of one file or folder.
     #[must_use]
     pub fn is_glob(&self) -> bool {
-        self.path.contains(GLOB_CHARACTERS)
+        is_glob(&self.path)
     }
 
     /// What the rule is anchored to: a plain path itself, of a glob the folders before its first component
@@ -194,6 +258,26 @@ mod tests {
         for path in ["", "/etc/*", "../*", "a/../*", "./*", "a//*", "../a", "/a", "a\0b"] {
             assert!(artifact(path, None).anchor().is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_no_path_in_a_workspace_can_match_is_refused() {
+        let check = |path: &str| artifact(path, None).check();
+        for path in
+            ["a", "a}b", "a/*", "**", r"a\*", ".packrun2/a", "a/.packrun/b", "{.packrun,x}/*", "{a,b}"]
+        {
+            assert_eq!(check(path), Ok(()), "{path}");
+        }
+        for path in [".packrun", ".packrun/x", ".packrun/**"] {
+            assert_eq!(check(path), Err(RuleError::OwnFolder), "{path}");
+        }
+        for path in ["./x", "x/", "..", "*/..", "*/./a", "*//a", "*/"] {
+            assert_eq!(check(path), Err(PathError::Component.into()), "{path}");
+        }
+        assert_eq!(check("*\0"), Err(RuleError::Character));
+        assert_eq!(check("/*/a"), Err(PathError::Empty.into()));
+        assert_eq!(check(&"*".repeat(1025)), Err(PathError::TooLong.into()));
+        assert_eq!(check(&format!("{}a{}", "{".repeat(65), "}".repeat(65))), Err(RuleError::Alternates));
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub const HELD_ATTEMPTS_MAX: usize = 8192;
 /// Largest definition of one job, rendered, in bytes.
 pub const JOB_DEFINITION_BYTES_MAX: usize = 512 << 10;
 
+/// Most artifact rules of one job.
+pub const ARTIFACT_RULES_MAX: usize = 1024;
+
 /// Largest artifact, in bytes: 1 TiB.
 pub const ARTIFACT_BYTES_MAX: u64 = 1 << 40;
 

@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use crate::{lean, limit};
 
-/// A text that breaks the rule of the kind of name it should be. The message names the rule.
+/// A text that breaks the rule of the kind of name it should be. The message names the rule, and shows the start
+/// of the text with its control characters escaped: it may come from anyone and end up on a terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{text}` is not a valid {kind}: {rule}")]
 pub struct NameError {
@@ -23,7 +24,11 @@ pub struct NameError {
 
 impl NameError {
     fn new(text: &str, kind: &'static str, rule: &'static str) -> Self {
-        Self { text: text.chars().take(80).collect(), kind, rule }
+        let mut shown = String::new();
+        for char in text.chars().take(80) {
+            if char.is_control() { shown.extend(char.escape_debug()) } else { shown.push(char) }
+        }
+        Self { text: shown, kind, rule }
     }
 }
 
@@ -286,6 +291,12 @@ mod tests {
         for name in ["", "-a", "A", "a_b", "a/b", "..", "a b", "ä", "a\0", too_long.as_str()] {
             assert!(name.parse::<Name>().unwrap_err().to_string().contains("1 to 63"), "{name}");
         }
+    }
+
+    #[test]
+    fn a_refused_text_does_not_command_the_terminal_it_is_shown_on() {
+        let message = "\u{1b}[2J\u{9b}é`\n".parse::<Name>().unwrap_err().to_string();
+        assert!(message.starts_with(r"`\u{1b}[2J\u{9b}é`\n` is not a valid name"), "{message}");
     }
 
     #[test]

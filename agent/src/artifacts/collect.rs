@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use packrun_protocol::id::Digest;
-use packrun_protocol::job::ArtifactRule;
+use packrun_protocol::job::{ArtifactRule, OWN_FOLDER};
 use packrun_protocol::limit;
 use packrun_protocol::name::Name;
 use packrun_protocol::path::{PathError, RelativePath};
@@ -27,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::OWN_FOLDER;
 use super::folder::{Folder, Kind};
 use super::hash;
 use super::rules::Rules;

@@ -12,12 +12,12 @@ use std::fs::{File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 
+use packrun_protocol::job::is_own;
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::stream::{Content, FileMode};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::OWN_FOLDER;
 use super::folder::Folder;
 
 /// Why an input can't be put into the workspace, in words for the attempt's reason.
@@ -68,7 +68,7 @@ pub fn place(
     content: &Content,
     source: &File,
 ) -> Result<(), PlaceError> {
-    if to.as_path().starts_with(OWN_FOLDER) {
+    if is_own(to) {
         return Err(PlaceError::OwnFolder { to: to.clone() });
     }
     let (folder, name, mut file) = workspace.create_file(to).map_err(|error| refused(to, error))?;

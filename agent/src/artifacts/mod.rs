@@ -12,7 +12,3 @@ pub mod folder;
 mod hash;
 pub mod inputs;
 mod rules;
-
-/// The folder in a workspace that belongs to packrun (the job's `HOME` and `TMPDIR`): never an artifact,
-/// never where an input is put.
-pub const OWN_FOLDER: &str = ".packrun";

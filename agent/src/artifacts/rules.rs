@@ -8,15 +8,11 @@ use std::path::{Path, PathBuf};
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use packrun_protocol::job::ArtifactRule;
-use packrun_protocol::limit;
+use packrun_protocol::limit::ARTIFACT_RULES_MAX;
 use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 
-use super::OWN_FOLDER;
 use super::collect::CollectError;
-
-/// Most rules of one job.
-const RULES_MAX: usize = 1024;
 
 /// The rules of one job.
 #[derive(Debug)]
@@ -39,8 +35,8 @@ struct Rule<'a> {
 
 impl<'a> Rules<'a> {
     pub(super) fn compile(rules: &'a [ArtifactRule]) -> Result<Self, CollectError> {
-        if rules.len() > RULES_MAX {
-            return Err(CollectError::Limit { what: "artifact rules", max: RULES_MAX as u64 });
+        if rules.len() > ARTIFACT_RULES_MAX {
+            return Err(CollectError::Limit { what: "artifact rules", max: ARTIFACT_RULES_MAX as u64 });
         }
         let mut globs = GlobSetBuilder::new();
         let mut rule_of_glob = Vec::new();
@@ -48,8 +44,8 @@ impl<'a> Rules<'a> {
         for (position, rule) in rules.iter().enumerate() {
             let refused =
                 |why: &dyn ToString| CollectError::Rule { path: rule.path.clone(), why: why.to_string() };
+            rule.check().map_err(|error| refused(&error))?;
             let anchor = rule.anchor().map_err(|error| refused(&error))?;
-            check_text(&rule.path).map_err(|why| refused(&why))?;
             let mut add = |pattern: &str| -> Result<(), globset::Error> {
                 globs.add(glob(pattern)?);
                 rule_of_glob.push(position);
@@ -112,25 +108,6 @@ impl<'a> Rules<'a> {
             .find(|(position, rule)| !rule.rule.optional && !matched(*position))
             .map(|(_, rule)| rule.rule.path.as_str())
     }
-}
-
-/// Refuses what no path in a workspace can match, so that a mistake is named instead of called a missing
-/// file.
-fn check_text(path: &str) -> Result<(), &'static str> {
-    if path.len() > limit::PATH_BYTES_MAX {
-        return Err("it takes at most 1024 bytes");
-    }
-    if path.contains(char::is_control) {
-        return Err("it may not contain control characters");
-    }
-    let mut components = path.split('/').peekable();
-    if components.peek() == Some(&OWN_FOLDER) {
-        return Err("`.packrun` belongs to packrun and is never an artifact");
-    }
-    if components.any(|component| matches!(component, "" | "." | "..")) {
-        return Err("it may not contain empty components, `.` or `..`");
-    }
-    Ok(())
 }
 
 fn glob(pattern: &str) -> Result<Glob, globset::Error> {

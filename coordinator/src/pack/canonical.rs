@@ -9,9 +9,8 @@
 use packrun_protocol::id::Digest;
 use serde_json::{Value, json};
 
-use super::model::{Action, Job, Pack, Variable};
+use super::model::{Action, Job, Pack, Variable, when_word};
 use super::template::Template;
-use crate::core::plan::When;
 
 impl Pack {
     /// The canonical form.
@@ -75,7 +74,7 @@ impl Pack {
             "run": run,
             "command": command,
             "needs": needs.collect::<Value>(),
-            "when": when(job.when),
+            "when": when_word(job.when),
             "env": variables(&job.env),
             "matrix": matrix.collect::<Value>(),
             "labels": labels.collect::<Value>(),
@@ -103,14 +102,6 @@ fn text(template: &Template) -> Value {
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-const fn when(when: When) -> &'static str {
-    match when {
-        When::Success => "success",
-        When::Failure => "failure",
-        When::Always => "always",
-    }
 }
 
 /// Writes `value` by RFC 8785: no space, keys by their UTF-16 units (§3.2.3).

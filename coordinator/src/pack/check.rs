@@ -8,10 +8,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use packrun_protocol::name::Name;
 
-use self::job::JobReader;
+use self::job::{JobReader, Taken};
 use super::fields::Reader;
 use super::model::{Job, Pack, Param, Variable};
 use super::problem::{Kind, Place, Problems, excerpt};
+use super::rules::Globs;
 use super::source::{Key, Node, Value};
 use super::template::{Reference, Template};
 use super::{JOB_RUNS_MAX, rules};
@@ -174,8 +175,15 @@ fn jobs(reader: &mut Reader<'_>, node: &Node, params: &BTreeSet<&str>) -> Vec<Jo
     let mut jobs = Vec::with_capacity(entries.len());
     let mut needs = Vec::with_capacity(entries.len());
     let mut runs: usize = 0;
+    let mut taken = Vec::new();
     for (key, node) in entries {
-        let mut job_reader = JobReader { reader: &mut *reader, params, positions: &positions, names: &names };
+        let mut job_reader = JobReader {
+            reader: &mut *reader,
+            params,
+            positions: &positions,
+            names: &names,
+            taken: &mut taken,
+        };
         let (job, needed) = job_reader.read(key, node);
         runs = runs.saturating_add(job.as_ref().map_or(1, |job| job.width().unwrap_or(usize::MAX)));
         jobs.extend(job);
@@ -184,6 +192,11 @@ fn jobs(reader: &mut Reader<'_>, node: &Node, params: &BTreeSet<&str>) -> Vec<Jo
     if runs > JOB_RUNS_MAX {
         let message = format!("more than {JOB_RUNS_MAX} job runs in all; matrices count by their product");
         reader.report(node.at, Kind::Limit, message);
+    }
+    let artifacts = jobs.iter().flat_map(|job| job.artifacts.iter().map(|artifact| (&job.name, artifact)));
+    let globs = Globs::new(artifacts.filter_map(|(job, artifact)| Some((job, artifact.path.literal()?))));
+    for Taken { at, from, artifact } in taken {
+        reader.checked(at, globs.check_input(&from, &artifact));
     }
     for cycle in graph::cycles(&needs) {
         let place = cycle.first().and_then(|first| entries.get(*first)).map_or(Place(0), |(key, _)| key.at);

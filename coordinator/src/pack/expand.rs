@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::argument::Arguments;
 use super::check::topological_order;
 use super::model::{Action, Job, Pack};
-use super::problem::printable;
+use super::rules::Globs;
 use super::template::{RenderError, Scope, Template};
 use super::{PLAN_BYTES_MAX, rules};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun};
@@ -92,6 +92,7 @@ impl Pack {
                 runs,
             });
         }
+        check_inputs(&jobs)?;
         Ok(Plan { jobs })
     }
 
@@ -121,6 +122,23 @@ impl Pack {
         }
         Ok(PlannedRun { id: next_id(), key, requirement, definition: Arc::new(definition) })
     }
+}
+
+fn check_inputs(jobs: &[PlannedJob]) -> Result<(), PlanError> {
+    let runs = || jobs.iter().flat_map(|job| job.runs.iter().map(move |run| (&job.name, run)));
+    let globs = Globs::new(runs().flat_map(|(job, run)| {
+        run.definition.artifacts.iter().map(move |artifact| (job, artifact.path.as_str()))
+    }));
+    for (_, run) in runs() {
+        for input in &run.definition.inputs {
+            globs.check_input(&input.from, &input.artifact).map_err(|reason| PlanError::Field {
+                key: run.key.clone(),
+                field: "`inputs`",
+                reason,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The values of the job's axes in its combination of this number.
@@ -156,13 +174,14 @@ struct Renderer<'a> {
 impl Renderer<'_> {
     fn definition(&mut self, pack: &Pack, job: &Job) -> Result<Definition, PlanError> {
         let action = match &job.action {
-            Action::Script(script) => job::Action::Script(self.text("`run`", script)?),
+            Action::Script(script) => job::Action::Script(
+                self.parsed("`run`", script, |text| rules::script(text).map(|()| text.to_owned()))?,
+            ),
             Action::Command(words) => {
                 let words: Vec<String> =
                     words.iter().map(|word| self.word("`command`", word)).collect::<Result<_, _>>()?;
-                if words.first().is_none_or(String::is_empty) {
-                    return Err(self.broken("`command`", "the program is empty"));
-                }
+                rules::program(words.first().map_or("", String::as_str))
+                    .map_err(|reason| self.broken("`command`", reason))?;
                 job::Action::Command(words)
             }
         };
@@ -183,16 +202,21 @@ impl Renderer<'_> {
                 optional: artifact.optional,
             })
         });
-        let artifacts = artifacts.collect::<Result<_, _>>()?;
+        let artifacts = artifacts.collect::<Result<Vec<_>, _>>()?;
+        let mut names = HashSet::new();
+        for name in artifacts.iter().filter_map(|artifact| artifact.name.as_ref()) {
+            rules::distinct_name(&mut names, name.as_str())
+                .map_err(|reason| self.broken("`artifacts`", reason))?;
+        }
         let inputs = job.inputs.iter().map(|input| {
             self.take(input.from.as_str().len())?;
             Ok(InputRule {
                 from: input.from.clone(),
                 artifact: self.parsed("`inputs`", &input.artifact, |path| {
-                    rules::relative_path(path).map(|path| path.to_string())
+                    rules::input_path(path).map(|path| path.to_string())
                 })?,
                 to: match &input.to {
-                    Some(to) => Some(self.parsed("`inputs`", to, rules::relative_path)?),
+                    Some(to) => Some(self.parsed("`inputs`", to, rules::input_path)?),
                     None => None,
                 },
                 optional: input.optional,
@@ -271,6 +295,6 @@ impl Renderer<'_> {
     }
 
     fn broken(&self, field: &'static str, reason: impl Display) -> PlanError {
-        PlanError::Field { key: self.key.clone(), field, reason: printable(&reason.to_string()) }
+        PlanError::Field { key: self.key.clone(), field, reason: reason.to_string() }
     }
 }

@@ -8,7 +8,7 @@ use super::problem::{Kind, Place, Problems, excerpt};
 use super::source::{Key, Node, Value};
 use super::template::Template;
 
-/// Keys kept for later releases, wherever they stand: a file that uses one gets told so, not a guess.
+/// Keys kept for later releases wherever keys are known: a file that uses one gets told so, not a guess.
 const RESERVED: [&str; 14] = [
     "cache",
     "concurrency",
@@ -51,20 +51,20 @@ impl Reader<'_> {
         self.problems.add(at, kind, message);
     }
 
-    /// Whether `name` is kept for later; reports it if so.
-    pub(super) fn is_reserved(&mut self, key: &Key) -> bool {
-        let reserved = RESERVED.contains(&key.text.as_str());
-        if reserved {
+    /// Whether `key` is among those kept for later; reports it if so.
+    pub(super) fn is_reserved(&mut self, key: &Key, reserved: &[&str]) -> bool {
+        let is_reserved = reserved.contains(&key.text.as_str());
+        if is_reserved {
             self.report(key.at, Kind::Unsupported, format!("`{}` is not supported yet", key.text));
         }
-        reserved
+        is_reserved
     }
 
     /// A mapping with keys of `known` only.
     pub(super) fn fields<'n>(&mut self, node: &'n Node, what: &str, known: &[&str]) -> Option<Fields<'n>> {
         let entries = self.entries(node, what)?;
         for (key, _) in entries {
-            if !known.contains(&key.text.as_str()) && !self.is_reserved(key) {
+            if !known.contains(&key.text.as_str()) && !self.is_reserved(key, &RESERVED) {
                 let message = format!("unknown key `{}`", excerpt(&key.text));
                 self.problems.add_unknown(
                     key.at,

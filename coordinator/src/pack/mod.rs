@@ -7,7 +7,7 @@
 //! | `fields`, `quantity`, `rules` | nodes to values |
 //! | [`check`](fn@check) | the tree to a checked pack: keys, names, needs, cycles |
 //! | [`problem`] | what is wrong, with line, column and suggestion |
-//! | [`template`] | `${{ params.x }}` and `${{ matrix.x }}` |
+//! | `template` | `${{ params.x }}` and `${{ matrix.x }}` |
 //! | `canonical` | the form that a version's digest is made of |
 //! | [`argument`], [`expand`] | a pack and its parameters' values to a plan |
 //!
@@ -24,7 +24,7 @@ pub mod problem;
 mod quantity;
 mod rules;
 mod source;
-pub mod template;
+mod template;
 #[cfg(test)]
 mod tests;
 

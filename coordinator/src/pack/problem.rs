@@ -8,8 +8,11 @@ use thiserror::Error;
 /// Problems reported of one file; those beyond are only counted.
 pub const PROBLEMS_MAX: usize = 50;
 
-/// Names compared to find the one that was meant.
-const CANDIDATES_MAX: usize = 2_000;
+/// Names compared to find the one that was meant. One comparison costs up to the square of [`COMPARED_BYTES_MAX`].
+const CANDIDATES_MAX: usize = 200;
+
+/// Longest text that is compared, in bytes: names have at most 63.
+const COMPARED_BYTES_MAX: usize = 64;
 
 /// The class of a problem. Its text ([`Kind::as_str`]) is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -183,13 +186,14 @@ impl Problems {
 pub(super) fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let length = name.chars().count();
     let edits_max = (length / 3).max(1);
-    if length > 100 {
+    if name.len() > COMPARED_BYTES_MAX {
         return None;
     }
     candidates
         .into_iter()
-        .take(CANDIDATES_MAX)
+        .filter(|candidate| candidate.len() <= COMPARED_BYTES_MAX)
         .filter(|candidate| candidate.len().abs_diff(name.len()) <= 4 * edits_max)
+        .take(CANDIDATES_MAX)
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(edits, _)| *edits <= edits_max && *edits < length)
         .min_by_key(|(edits, _)| *edits)
@@ -206,10 +210,28 @@ pub(super) fn excerpt(text: &str) -> String {
 }
 
 /// `text` with its control characters escaped: what a file says must not command the terminal it is shown on.
-pub(super) fn printable(text: &str) -> String {
+fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for char in text.chars() {
         if char.is_control() { printable.extend(char.escape_default()) } else { printable.push(char) }
     }
     printable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suggestion_costs_no_more_than_its_bounds() {
+        let long = "x".repeat(65);
+        let fitting = "x".repeat(64);
+        assert_eq!(closest(&long, [fitting.as_str()]), None, "a long name isn't compared");
+        assert_eq!(closest(&fitting, [long.as_str()]), None, "a long candidate isn't compared");
+        let others = |text: &'static str, count: usize| std::iter::repeat_n(text, count);
+        assert_eq!(closest("build", others("abcde", 199).chain(["biuld"])), Some("biuld".to_owned()));
+        assert_eq!(closest("build", others("abcde", 200).chain(["biuld"])), None);
+        let unlike = others("far-longer-than-it", 10_000).chain(["biuld"]);
+        assert_eq!(closest("build", unlike), Some("biuld".to_owned()), "lengths are free");
+    }
 }

@@ -1,7 +1,11 @@
 //! Rules that a text without expressions is held to when the file is checked, and one with them when it is
 //! rendered.
 
-use globset::Glob;
+use std::collections::HashSet;
+
+use globset::GlobBuilder;
+use packrun_protocol::job::{ArtifactRule, OWN_FOLDER, is_glob, is_own};
+use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 
 use super::problem::excerpt;
@@ -12,16 +16,70 @@ const WORD_BYTES_MAX: usize = 100 << 10;
 
 const VARIABLE_NAME_BYTES_MAX: usize = 255;
 
-/// An artifact's path: inside the workspace, and a glob.
+/// An artifact's path, as the agent takes it.
 pub(super) fn artifact_path(text: &str) -> Result<(), String> {
-    text.parse::<RelativePath>().map_err(|error| error.to_string())?;
-    Glob::new(text).map_err(|error| format!("not a glob: {}", error.kind()))?;
+    let rule = ArtifactRule { path: text.to_owned(), name: None, optional: false };
+    rule.check().map_err(|error| error.to_string())?;
+    if rule.is_glob() {
+        let mut glob = GlobBuilder::new(text);
+        glob.literal_separator(true).backslash_escape(true);
+        glob.build().map_err(|error| format!("not a glob: {}", error.kind()))?;
+    }
     Ok(())
+}
+
+/// The globs by which jobs keep artifacts, each with its job.
+pub(super) struct Globs<'a>(HashSet<(&'a Name, &'a str)>);
+
+impl<'a> Globs<'a> {
+    /// The globs among the paths of artifacts.
+    pub(super) fn new(paths: impl IntoIterator<Item = (&'a Name, &'a str)>) -> Self {
+        Self(paths.into_iter().filter(|(_, path)| is_glob(path)).collect())
+    }
+
+    /// What an input takes of a job is a name or a path: that of a glob would be the path of a file, which the
+    /// glob's files don't have.
+    pub(super) fn check_input(&self, from: &Name, artifact: &str) -> Result<(), String> {
+        if !self.0.contains(&(from, artifact)) {
+            return Ok(());
+        }
+        let shown = excerpt(artifact);
+        Err(format!(
+            "an input can't take the glob `{shown}`: give that artifact a `name`, and take it by that"
+        ))
+    }
+}
+
+/// A path that an input is taken from or put at.
+pub(super) fn input_path(text: &str) -> Result<RelativePath, String> {
+    let path = relative_path(text)?;
+    if is_own(&path) {
+        return Err(format!("`{OWN_FOLDER}` belongs to packrun: nothing is taken from it or put there"));
+    }
+    Ok(path)
 }
 
 /// A path inside the workspace.
 pub(super) fn relative_path(text: &str) -> Result<RelativePath, String> {
     text.parse::<RelativePath>().map_err(|error| error.to_string())
+}
+
+/// A script that does something.
+pub(super) fn script(text: &str) -> Result<(), &'static str> {
+    if text.trim().is_empty() { Err("a script may not be empty") } else { Ok(()) }
+}
+
+/// The first word of a command.
+pub(super) fn program(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() { Err("a command has to start with a program") } else { Ok(()) }
+}
+
+/// The name of an artifact of a job whose other names so far are `seen`.
+pub(super) fn distinct_name(seen: &mut HashSet<String>, name: &str) -> Result<(), String> {
+    if seen.insert(name.to_owned()) {
+        return Ok(());
+    }
+    Err(format!("duplicate artifact name `{}`", excerpt(name)))
 }
 
 /// A text that a process can be given as an argument or a variable.

@@ -17,7 +17,7 @@ const CLOSE: &str = "}}";
 
 /// A text with expressions, parsed. Two that render alike in every scope are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Template {
+pub(super) struct Template {
     pieces: Vec<Piece>,
 }
 
@@ -29,7 +29,7 @@ enum Piece {
 
 /// What an expression stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reference {
+pub(super) enum Reference {
     /// The value of a parameter.
     Param(Name),
     /// The value of a matrix axis.
@@ -38,7 +38,7 @@ pub enum Reference {
 
 /// Why a text with `${{` in it is not a template.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum TemplateError {
+pub(super) enum TemplateError {
     /// There is no `}}` behind it.
     #[error("`${{{{` without `}}}}`; write `$${{{{` for the characters themselves")]
     Unclosed,
@@ -51,7 +51,7 @@ pub enum TemplateError {
 
 /// Why a template could not be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum RenderError {
+pub(super) enum RenderError {
     /// The result is larger than what is left of its bound.
     #[error("rendered, it is too large")]
     TooLarge,
@@ -62,11 +62,11 @@ pub enum RenderError {
 
 /// The values that references stand for.
 #[derive(Debug, Clone, Copy)]
-pub struct Scope<'a> {
+pub(super) struct Scope<'a> {
     /// The parameters' values.
-    pub params: &'a BTreeMap<Name, String>,
+    pub(super) params: &'a BTreeMap<Name, String>,
     /// The values of one combination of the job's matrix.
-    pub matrix: &'a [(&'a Name, &'a MatrixValue)],
+    pub(super) matrix: &'a [(&'a Name, &'a MatrixValue)],
 }
 
 impl Scope<'_> {
@@ -85,7 +85,7 @@ impl Template {
     ///
     /// # Errors
     /// When an expression isn't closed or is none.
-    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+    pub(super) fn parse(text: &str) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -113,8 +113,7 @@ impl Template {
     }
 
     /// The text, when there is no expression in it.
-    #[must_use]
-    pub fn literal(&self) -> Option<&str> {
+    pub(super) fn literal(&self) -> Option<&str> {
         match self.pieces.as_slice() {
             [] => Some(""),
             [Piece::Text(text)] => Some(text),
@@ -123,7 +122,7 @@ impl Template {
     }
 
     /// All references in it.
-    pub fn references(&self) -> impl Iterator<Item = &Reference> {
+    pub(super) fn references(&self) -> impl Iterator<Item = &Reference> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Text(_) => None,
             Piece::Value(reference) => Some(reference),
@@ -134,7 +133,7 @@ impl Template {
     ///
     /// # Errors
     /// When it would be larger, or a reference has no value.
-    pub fn render(&self, scope: Scope<'_>, bytes_max: usize) -> Result<String, RenderError> {
+    pub(super) fn render(&self, scope: Scope<'_>, bytes_max: usize) -> Result<String, RenderError> {
         let mut rendered = String::new();
         for piece in &self.pieces {
             let text = match piece {

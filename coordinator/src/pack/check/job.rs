@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use packrun_protocol::limit::LABELS_MAX;
+use packrun_protocol::job::is_glob;
+use packrun_protocol::limit::{ARTIFACT_RULES_MAX, LABELS_MAX};
 use packrun_protocol::name::{JobKey, Labels, MatrixValue, Name};
 
 use super::{KnownNames, name, template, variables, word};
 use crate::core::plan::{Retry, When};
 use crate::pack::fields::{Fields, Reader};
-use crate::pack::model::{Action, Artifact, Axis, Input, Job};
-use crate::pack::problem::{Kind, excerpt};
+use crate::pack::model::{Action, Artifact, Axis, Input, Job, WHENS, when_word};
+use crate::pack::problem::{Kind, Place, excerpt};
 use crate::pack::source::{Key, Node, Value};
 use crate::pack::template::Template;
 use crate::pack::{quantity, rules};
@@ -40,6 +41,9 @@ pub(in crate::pack) const INPUT_KEYS: [&str; 4] = ["from", "artifact", "to", "op
 /// Most axes of a matrix.
 const AXES_MAX: usize = 16;
 
+/// What stands among the axes of a matrix in a later release. Other reserved keys mean nothing there and are names.
+const RESERVED_AXES: [&str; 1] = ["exclude"];
+
 /// Most tries of a job run.
 const ATTEMPTS_MAX: u32 = 100;
 
@@ -56,6 +60,15 @@ pub(super) struct JobReader<'r, 'p, 'n> {
     pub(super) positions: &'n HashMap<&'n str, usize>,
     /// The names of the pack's jobs in declared order.
     pub(super) names: &'n [&'n str],
+    /// Inputs to compare with what the jobs keep, once all jobs are read.
+    pub(super) taken: &'r mut Vec<Taken>,
+}
+
+/// What an input takes, if that looks like a glob.
+pub(super) struct Taken {
+    pub(super) at: Place,
+    pub(super) from: Name,
+    pub(super) artifact: String,
 }
 
 impl<'n> JobReader<'_, '_, 'n> {
@@ -83,7 +96,8 @@ impl<'n> JobReader<'_, '_, 'n> {
         let artifacts = fields.get("artifacts").map(|node| self.artifacts(node, scope)).unwrap_or_default();
         let inputs = fields.get("inputs").map(|node| self.inputs(node, &needed, scope)).unwrap_or_default();
         let allow_failure = self.truth(&fields, "allow_failure");
-        let workdir = fields.get("workdir").and_then(|node| self.path(node, "`workdir`", scope));
+        let workdir =
+            fields.get("workdir").and_then(|node| self.path(node, "`workdir`", scope, rules::relative_path));
         let description = fields.get("description").and_then(|node| self.reader.text(node, "`description`"));
         let job = name.zip(action).map(|(name, action)| Job {
             name,
@@ -114,8 +128,8 @@ impl<'n> JobReader<'_, '_, 'n> {
         match (fields.get("run"), fields.get("command")) {
             (Some(node), None) => {
                 let script = template(self.reader, node, "`run`", scope)?;
-                if script.literal().is_some_and(|text| text.trim().is_empty()) {
-                    self.reader.report(node.at, Kind::Value, "`run` may not be empty");
+                if let Some(text) = script.literal() {
+                    self.reader.checked(node.at, rules::script(text));
                 }
                 Some(Action::Script(script))
             }
@@ -125,8 +139,9 @@ impl<'n> JobReader<'_, '_, 'n> {
                     .iter()
                     .filter_map(|item| word(self.reader, item, "a word of `command`", scope))
                     .collect();
-                if items.is_empty() || words.first().and_then(Template::literal) == Some("") {
-                    self.reader.report(node.at, Kind::Value, "`command` has to start with a program");
+                let first = words.first().and_then(Template::literal);
+                if let Some(text) = first.or(items.is_empty().then_some("")) {
+                    self.reader.checked(node.at, rules::program(text));
                 }
                 Some(Action::Command(words))
             }
@@ -166,16 +181,11 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn when(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<When> {
         let text = self.reader.scalar(node, "`when`")?;
-        let when = match text {
-            "success" => When::Success,
-            "failure" => When::Failure,
-            "always" => When::Always,
-            _ => {
-                let message = format!("`{}` is not `success`, `failure` or `always`", excerpt(text));
-                let known = ["success", "failure", "always"];
-                self.reader.problems.add_unknown(node.at, Kind::Value, message, text, known);
-                return None;
-            }
+        let Some(when) = WHENS.into_iter().find(|when| when_word(*when) == text) else {
+            let words @ [a, b, c] = WHENS.map(when_word);
+            let message = format!("`{}` is not `{a}`, `{b}` or `{c}`", excerpt(text));
+            self.reader.problems.add_unknown(node.at, Kind::Value, message, text, words);
+            return None;
         };
         if when == When::Failure && needed.is_empty() {
             let message = "`when: failure` without `needs`: there is nothing that could fail";
@@ -201,7 +211,7 @@ impl<'n> JobReader<'_, '_, 'n> {
     }
 
     fn axis(&mut self, key: &Key, node: &Node) -> Option<Axis> {
-        if self.reader.is_reserved(key) {
+        if self.reader.is_reserved(key, &RESERVED_AXES) {
             return None;
         }
         let name = name(self.reader, key);
@@ -284,14 +294,17 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn artifacts(&mut self, node: &Node, scope: KnownNames<'_>) -> Vec<Artifact> {
         let items = self.reader.items(node, "`artifacts`").unwrap_or_default();
+        if items.len() > ARTIFACT_RULES_MAX {
+            let message = format!("a job takes at most {ARTIFACT_RULES_MAX} artifacts");
+            self.reader.report(node.at, Kind::Limit, message);
+        }
         let mut names = HashSet::new();
         let mut artifacts = Vec::with_capacity(items.len());
         for item in items {
             let Some(artifact) = self.artifact(item, scope) else { continue };
             if let Some(name) = artifact.name.as_ref().and_then(Template::literal)
-                && !names.insert(name.to_owned())
+                && let Err(message) = rules::distinct_name(&mut names, name)
             {
-                let message = format!("duplicate artifact name `{}`", excerpt(name));
                 self.reader.report(item.at, Kind::Duplicate, message);
             }
             artifacts.push(artifact);
@@ -301,7 +314,7 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn artifact(&mut self, node: &Node, scope: KnownNames<'_>) -> Option<Artifact> {
         if !matches!(node.value, Value::Mapping(_)) {
-            let path = self.artifact_path(node, scope)?;
+            let path = self.path(node, "an artifact's path", scope, rules::artifact_path)?;
             return Some(Artifact { path, name: None, optional: false });
         }
         let fields = self.reader.fields(node, "an artifact", &ARTIFACT_KEYS)?;
@@ -317,21 +330,20 @@ impl<'n> JobReader<'_, '_, 'n> {
             self.reader.report(fields.at, Kind::Missing, "an artifact needs a `path`");
             return None;
         };
-        Some(Artifact { path: self.artifact_path(path, scope)?, name, optional })
+        let path = self.path(path, "an artifact's path", scope, rules::artifact_path)?;
+        Some(Artifact { path, name, optional })
     }
 
-    fn artifact_path(&mut self, node: &Node, scope: KnownNames<'_>) -> Option<Template> {
-        let path = template(self.reader, node, "an artifact's path", scope)?;
-        if let Some(text) = path.literal() {
-            self.reader.checked(node.at, rules::artifact_path(text));
-        }
-        Some(path)
-    }
-
-    fn path(&mut self, node: &Node, what: &str, scope: KnownNames<'_>) -> Option<Template> {
+    fn path<T>(
+        &mut self,
+        node: &Node,
+        what: &str,
+        scope: KnownNames<'_>,
+        rule: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Template> {
         let path = template(self.reader, node, what, scope)?;
         if let Some(text) = path.literal() {
-            self.reader.checked(node.at, rules::relative_path(text));
+            self.reader.checked(node.at, rule(text));
         }
         Some(path)
     }
@@ -349,10 +361,18 @@ impl<'n> JobReader<'_, '_, 'n> {
             }
         }
         let from = fields.get("from").and_then(|node| self.from(node, needed));
-        let artifact = fields.get("artifact").and_then(|node| self.path(node, "`artifact`", scope));
-        let to = fields.get("to").and_then(|node| self.path(node, "`to`", scope));
+        let mut path = |key: &str| {
+            let node = fields.get(key)?;
+            Some((node.at, self.path(node, &format!("`{key}`"), scope, rules::input_path)?))
+        };
+        let artifact = path("artifact");
+        let to = path("to").map(|(_, to)| to);
         let optional = self.truth(&fields, "optional");
-        Some(Input { from: from?, artifact: artifact?, to, optional })
+        let (from, (at, artifact)) = from.zip(artifact)?;
+        if let Some(text) = artifact.literal().filter(|text| is_glob(text)) {
+            self.taken.push(Taken { at, from: from.clone(), artifact: text.to_owned() });
+        }
+        Some(Input { from, artifact, to, optional })
     }
 
     fn from(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<Name> {

@@ -1,5 +1,7 @@
 //! One pack in three formats, with and without its defaults, has one digest, and that never changes.
 
+use std::collections::HashSet;
+
 use super::super::{Format, check};
 use super::pack;
 
@@ -123,17 +125,66 @@ fn a_change_of_the_canonical_form_is_noticed() {
 
 #[test]
 fn what_a_pack_does_differently_shows_in_its_digest() {
-    let base = "name: p\njobs: {a: {run: x}, b: {run: y, matrix: {c: [1, 2], d: [3]}}}";
+    let base = "
+name: p
+params: {q: {default: '1', choices: ['1', '2']}}
+env: {E: e}
+jobs:
+  a: {run: x, artifacts: [{path: o, name: o}]}
+  b:
+    run: y
+    needs: [a]
+    matrix: {c: [1, 2], d: [3]}
+    inputs: [{from: a, artifact: o}]
+    labels: {l: m}
+    env: {F: f}
+    resources: {cpus: 1, memory: 1B}
+    retry: {attempts: 2, backoff: 2s}
+";
+    let mut digests = HashSet::from([pack(base).digest()]);
     for (from, to) in [
+        ("name: p", "name: r"),
+        ("name: p", "name: p\ndescription: s"),
+        ("{q: {", "{q: {description: s, "),
+        ("default: '1', ", ""),
+        ("default: '1'", "default: '2'"),
+        ("['1', '2']", "['2', '1']"),
+        ("E: e", "E: g"),
+        ("F: f", "F: g"),
+        ("F: f", "G: f"),
         ("run: x", "run: z"),
         ("run: x", "command: [x]"),
-        ("c: [1, 2], d: [3]", "d: [3], c: [1, 2]"),
-        ("[1, 2]", "[2, 1]"),
         ("run: x", "run: x, workdir: w"),
         ("run: x", "run: x, timeout: 1s"),
+        ("run: x", "run: x, description: s"),
+        ("run: x", "run: x, allow_failure: true"),
+        ("path: o", "path: u"),
+        ("name: o", "name: u"),
+        (", name: o}", ", name: o, optional: true}"),
+        ("needs: [a]", "needs: [a]\n    when: failure"),
+        ("needs: [a]", "needs: [a]\n    when: always"),
+        ("c: [1, 2], d: [3]", "d: [3], c: [1, 2]"),
+        ("[1, 2]", "[2, 1]"),
+        ("artifact: o", "artifact: u"),
+        ("artifact: o", "artifact: o, to: u"),
+        ("artifact: o", "artifact: o, optional: true"),
+        ("l: m", "l: n"),
+        ("l: m", "k: m"),
+        ("cpus: 1", "cpus: 2"),
+        ("memory: 1B", "memory: 2B"),
+        ("attempts: 2", "attempts: 3"),
+        ("backoff: 2s", "backoff: 3s"),
     ] {
-        assert_ne!(pack(base).digest(), pack(&base.replace(from, to)).digest(), "{from} → {to}");
+        let changed = base.replacen(from, to, 1);
+        assert_ne!(changed, base, "{from} → {to}");
+        assert!(digests.insert(pack(&changed).digest()), "{from} → {to}");
     }
+    let more = base.replace("jobs:", "jobs:\n  e: {run: x}");
+    assert_ne!(
+        pack(&more).digest(),
+        pack(&more.replace("needs: [a]", "needs: [a, e]")).digest(),
+        "another need"
+    );
 }
 
 #[test]

@@ -114,19 +114,36 @@ fn a_rendered_text_keeps_the_rules_of_its_place() {
         ("workdir: '${{ params.x }}'", "", "`workdir`"),
         ("artifacts: ['${{ params.x }}']", "/etc/passwd", "`artifacts`"),
         ("artifacts: ['a${{ params.x }}']", "[", "`artifacts`"),
+        ("artifacts: ['${{ params.x }}']", ".packrun/x", "`artifacts`"),
         ("artifacts: [{path: a, name: '${{ params.x }}'}]", "A", "`artifacts`"),
         ("inputs: [{from: b, artifact: a, to: 'a/${{ params.x }}/b'}]", "..", "`inputs`"),
+        ("inputs: [{from: b, artifact: a, to: '${{ params.x }}/b'}]", ".packrun", "`inputs`"),
+        ("inputs: [{from: b, artifact: '${{ params.x }}'}]", "*.xml", "`inputs`"),
         ("labels: {os: '${{ params.x }}'}", "a\nb", "`labels`"),
     ];
     for (line, value, field) in fields {
         let text = format!(
-            "name: p\nparams: {{x: {{}}}}\njobs:\n  b: {{run: x}}\n  a:\n    run: x\n    needs: [b]\n    {line}\n"
+            "name: p\nparams: {{x: {{}}}}\njobs:\n  b: {{run: x, artifacts: ['*.xml']}}\n  a:\n    run: x\n    needs: [b]\n    {line}\n"
         );
         let error = plan(&pack(&text), &[("x", value)]).unwrap_err();
         assert!(error.starts_with(&format!("{field} of `a`, rendered: ")), "{line}: {error}");
     }
+    let twice = "artifacts: [{path: a, name: '${{ params.x }}'}, {path: b, name: n}]";
+    let text = format!("name: p\nparams: {{x: {{}}}}\njobs: {{a: {{run: x, {twice}}}}}");
+    assert_eq!(
+        plan(&pack(&text), &[("x", "n")]).unwrap_err(),
+        "`artifacts` of `a`, rendered: duplicate artifact name `n`"
+    );
+    let script = pack("name: p\nparams: {x: {}}\njobs: {a: {run: ' ${{ params.x }}'}}");
+    assert_eq!(
+        plan(&script, &[("x", "\n")]).unwrap_err(),
+        "`run` of `a`, rendered: a script may not be empty"
+    );
     let command = pack("name: p\nparams: {x: {}}\njobs: {a: {command: ['${{ params.x }}']}}");
-    assert_eq!(plan(&command, &[("x", "")]).unwrap_err(), "`command` of `a`, rendered: the program is empty");
+    assert_eq!(
+        plan(&command, &[("x", "")]).unwrap_err(),
+        "`command` of `a`, rendered: a command has to start with a program"
+    );
 }
 
 #[test]

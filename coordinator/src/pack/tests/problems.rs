@@ -64,6 +64,7 @@ fn every_reserved_key_is_answered_with_not_supported_yet() {
             format!("5:5: `{key}` is not supported yet [unsupported]")
         );
     }
+    super::pack(&job("matrix: { cache: [1], container: [2], priority: [3], secrets: [4] }"));
 }
 
 #[test]
@@ -108,6 +109,67 @@ fn an_input_comes_from_a_direct_need() {
          8:66: a path may not contain empty components, `.` or `..` [value]\n\
          8:73: an input needs `artifact` [missing]"
     );
+}
+
+#[test]
+fn an_artifact_rule_that_the_agent_would_refuse_after_the_work_is_refused() {
+    let component = "a path may not contain empty components, `.` or `..`";
+    let own = "`.packrun` belongs to packrun and is never an artifact";
+    let not_put = "`.packrun` belongs to packrun: nothing is taken from it or put there";
+    for (path, why) in [
+        (".packrun", own),
+        (".packrun/x", own),
+        (".packrun/**", own),
+        ("./x", component),
+        ("x/", component),
+        ("*/", component),
+        ("..", component),
+        ("*/../x", component),
+        ("/etc/*", "an absolute path is not allowed; give it relative to the workspace"),
+        ("x[", "not a glob: unclosed character class; missing ']'"),
+        ("{a", "not a glob: unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?)"),
+        ("a\\", "not a glob: dangling '\\'"),
+    ] {
+        assert_eq!(
+            report(Format::Yaml, &job(&format!("artifacts: ['{path}']"))),
+            format!("5:17: {why} [value]"),
+            "{path}"
+        );
+    }
+    let nested = format!("{}a{}", "{".repeat(65), "}".repeat(65));
+    assert!(report(Format::Yaml, &job(&format!("artifacts: ['{nested}']"))).contains("at most 64 `{`"));
+    super::pack(&job("artifacts: ['a\\[id]', 'a}b', '.packrun2', 'a/.packrun', '{a,b}/**']"));
+
+    let rules = |count: usize| job(&format!("artifacts: [{}]", vec!["a"; count].join(", ")));
+    super::pack(&rules(1024));
+    assert_eq!(report(Format::Yaml, &rules(1025)), "5:16: a job takes at most 1024 artifacts [limit]");
+
+    let input = |fields: &str| {
+        format!(
+            "name: p\njobs:\n  a: {{run: x}}\n  b: {{run: x, needs: [a], inputs: [{{from: a, {fields}}}]}}\n"
+        )
+    };
+    for fields in ["artifact: f, to: .packrun", "artifact: f, to: .packrun/x", "artifact: .packrun/x"] {
+        let report = report(Format::Yaml, &input(fields));
+        assert!(report.ends_with(&format!("{not_put} [value]")), "{fields}: {report}");
+    }
+}
+
+#[test]
+fn an_input_that_repeats_a_glob_and_would_take_nothing_is_refused() {
+    let file = |artifact: &str, input: &str| {
+        format!(
+            "name: p\njobs:\n  b:\n    run: x\n    needs: [a]\n    inputs: [{{from: a, artifact: '{input}'}}]\n  \
+             a: {{run: x, artifacts: ['{artifact}']}}\n"
+        )
+    };
+    assert_eq!(
+        report(Format::Yaml, &file("out/*.xml", "out/*.xml")),
+        "6:34: an input can't take the glob `out/*.xml`: give that artifact a `name`, and take it by that [value]"
+    );
+    for (artifact, input) in [("out", "out"), ("out/*.xml", "out"), ("pages", "pages/[id].js")] {
+        super::pack(&file(artifact, input));
+    }
 }
 
 #[test]
@@ -169,9 +231,9 @@ fn a_job_has_one_action_and_it_is_not_empty() {
             "name: p\njobs:\n  a: {run: x, command: [x]}\n",
             "3:24: a job has `run` or `command`, not both [value]",
         ),
-        ("name: p\njobs:\n  a: {run: ' '}\n", "3:12: `run` may not be empty [value]"),
-        ("name: p\njobs:\n  a: {command: []}\n", "3:16: `command` has to start with a program [value]"),
-        ("name: p\njobs:\n  a: {command: ['', x]}\n", "3:16: `command` has to start with a program [value]"),
+        ("name: p\njobs:\n  a: {run: ' '}\n", "3:12: a script may not be empty [value]"),
+        ("name: p\njobs:\n  a: {command: []}\n", "3:16: a command has to start with a program [value]"),
+        ("name: p\njobs:\n  a: {command: ['', x]}\n", "3:16: a command has to start with a program [value]"),
         ("name: p\njobs:\n  a: {run:}\n", "3:10: `run` has to be a text, but is nothing [type]"),
         ("name: p\njobs: {}\n", "2:7: a pack needs at least one job [missing]"),
         ("name: p\n", "1:1: a pack needs `jobs` [missing]"),
