@@ -3,7 +3,7 @@
 //!
 //! Commits are pipelined: while one batch is on its way to the disk, the next is gathered. Effects leave in the
 //! order of their events. Invariants:
-//! - No reply, dispatch or notification leaves without the [`Committed`](crate::store::Committed) of the batch
+//! - No reply, dispatch or notification leaves without the [`Committed`] of the batch
 //!   that holds its changes.
 //! - After a commit that failed the engine takes nothing more. What waits for a reply gets none; sessions end;
 //!   reading goes on.
