@@ -206,13 +206,13 @@ impl Core {
         }
     }
 
-    /// Moves a job run along its table, and records that. Says whether the table has such a step.
-    fn transition(&mut self, place: Place, input: Input, reason: Option<&Reason>) -> bool {
-        let Some(run) = self.runs.get_mut(&place.run) else { return false };
+    /// Moves a job run along its table, and records that.
+    fn transition(&mut self, place: Place, input: Input, reason: Option<&Reason>) {
+        let Some(run) = self.runs.get_mut(&place.run) else { return };
         let job_run = &mut run.job_runs[place.index as usize];
         let Some(state) = job::next(job_run.state, input) else {
             debug_assert!(false, "{input:?} in state {}", job_run.state);
-            return false;
+            return;
         };
         job_run.state = state;
         job_run.since = self.now;
@@ -228,6 +228,5 @@ impl Core {
         let row = run.job_run_row(place.index, reason.cloned(), reused_from);
         self.out.changes.push(Change::JobRun(row));
         self.out.changes.push(run.feed(self.now, entry));
-        true
     }
 }
