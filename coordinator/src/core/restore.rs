@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::change::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::deadline::Deadline;
+use super::plan::BACKOFF_MAX;
 use super::state::{Agent, Attempt, PackRun, Place};
 use super::{Config, Core, PackHead};
 
@@ -116,8 +117,9 @@ impl Core {
         run.since = live.progress.since;
         run.canceled = live.progress.canceled;
         run.feed_next = live.feed_next;
+        let latest = self.now + BACKOFF_MAX;
         for row in &live.job_runs {
-            take_job_run(&mut run, row)?;
+            take_job_run(&mut run, row, latest)?;
         }
         let mut artifacts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for row in live.artifacts {
@@ -172,7 +174,9 @@ impl Core {
     }
 }
 
-fn take_job_run(run: &mut PackRun, row: &JobRunRow) -> Result<(), RestoreError> {
+/// Takes a job run's row into its pack run. No retry waits beyond `latest`, though the row was written by a clock
+/// that was ahead.
+fn take_job_run(run: &mut PackRun, row: &JobRunRow, latest: Timestamp) -> Result<(), RestoreError> {
     let index = row.index as usize;
     if row.pack_run != run.row.id || index >= run.job_runs.len() || run.planned(row.index).id != row.id {
         return Err(RestoreError::JobRun(row.id));
@@ -182,7 +186,7 @@ fn take_job_run(run: &mut PackRun, row: &JobRunRow) -> Result<(), RestoreError> 
     job_run.since = row.since;
     job_run.canceled = row.canceled;
     job_run.number = row.attempt;
-    job_run.ready_at = row.ready_at.filter(|_| row.state == JobRunState::Queued);
+    job_run.ready_at = row.ready_at.filter(|_| row.state == JobRunState::Queued).map(|at| at.min(latest));
     Ok(())
 }
 

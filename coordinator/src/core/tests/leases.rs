@@ -10,6 +10,7 @@ use super::make::{JobSpec, RUNNING, connected, job_run_id, labels, outcome, slot
 use super::scene::{attempt, run, run_state, session, states, world};
 use crate::core::event::{Arrival, Capacity, Command, Event, Report, SessionId};
 use crate::core::outcome::{CloseReason, Effect, Refusal};
+use crate::core::plan::{BACKOFF_MAX, Retry};
 
 #[test]
 fn a_retry_waits_longer_each_time_and_the_old_attempt_is_fenced() {
@@ -52,8 +53,23 @@ fn a_restart_cuts_no_retry_s_wait_short() {
 }
 
 #[test]
+fn a_retry_recorded_by_a_clock_that_was_hours_ahead_waits_no_longer_than_the_longest_backoff() {
+    let (mut world, agent) = world(&[JobSpec { attempts: 2, backoff: 100, ..JobSpec::default() }]);
+    let ahead = Duration::from_secs(10 * 3600);
+    world.advance(ahead);
+    run(&mut world, agent, attempt(0, 1), Verdict::Failed);
+    world.now = world.now - ahead;
+    world.restart();
+    world.connect(agent);
+    assert_eq!(states(&world, 1), ["queued"]);
+    world.advance(BACKOFF_MAX);
+    world.apply(Event::Wake);
+    assert_eq!(states(&world, 1), ["assigned"]);
+}
+
+#[test]
 fn backoff_ends_at_an_hour() {
-    let retry = crate::core::plan::Retry { attempts: u32::MAX, backoff: Duration::MAX };
+    let retry = Retry { attempts: u32::MAX, backoff: Duration::MAX };
     let wait = crate::core::attempt::backoff(retry, attempt(0, u32::MAX));
     assert!((2700..=3600).contains(&wait.as_secs()), "{wait:?}");
 }
