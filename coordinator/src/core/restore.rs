@@ -1,5 +1,6 @@
 //! A core from rows, at start and at takeover. Whatever the rows hold, this doesn't panic: a pack run that
-//! contradicts itself is left out and named, and the others go on.
+//! contradicts itself is left out and named, and the others go on. It stays live in the store, where a release
+//! that understands it may find it, until someone cancels it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -91,12 +92,19 @@ impl Core {
         }
         let mut quarantined = Vec::new();
         for live in rows.runs {
-            let pack_run = live.row.id;
+            let (pack_run, feed_next) = (live.row.id, live.feed_next);
+            let ended = live.progress.state.is_terminal();
             match core.restored(live) {
                 Ok(run) => core.adopt(run),
-                Err(error) => quarantined.push(Quarantined { pack_run, error }),
+                Err(error) => {
+                    quarantined.push(Quarantined { pack_run, error });
+                    if !ended {
+                        core.quarantined.insert(pack_run, feed_next);
+                    }
+                }
             }
         }
+        core.quarantined.retain(|id, _| !core.runs.contains_key(id));
         let agents: Vec<AgentId> = core.agents.keys().copied().collect();
         for agent in agents {
             core.begin_lease(agent);
