@@ -17,11 +17,8 @@ use super::deadline::Deadline;
 use super::event::Artifact;
 use super::job::Input;
 use super::outcome::Reply;
-use super::plan::Retry;
+use super::plan::{BACKOFF_MAX, Retry};
 use super::state::{Attempt, Place};
-
-/// The longest wait before a retry.
-const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 
 impl Core {
     /// Hands out what is queued as far as agents have room.

@@ -47,7 +47,7 @@ impl Deadlines {
     }
 
     #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Deadline> {
-        self.times.keys()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Deadline, Timestamp)> {
+        self.times.iter().map(|(deadline, at)| (*deadline, *at))
     }
 }

@@ -84,6 +84,9 @@ pub struct Core {
     now: Timestamp,
     packs: BTreeMap<Name, PackHead>,
     runs: BTreeMap<PackRunId, PackRun>,
+    /// The pack runs that could not be restored and have not ended: the number after each one's last feed entry.
+    /// They can be canceled, and nothing else.
+    quarantined: BTreeMap<PackRunId, u64>,
     /// Where every job run of a live pack run lies.
     places: BTreeMap<JobRunId, Place>,
     agents: BTreeMap<AgentId, Agent>,
@@ -107,6 +110,7 @@ impl Core {
             now,
             packs: BTreeMap::new(),
             runs: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
             places: BTreeMap::new(),
             agents: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -206,13 +210,13 @@ impl Core {
         }
     }
 
-    /// Moves a job run along its table, and records that. Says whether the table has such a step.
-    fn transition(&mut self, place: Place, input: Input, reason: Option<&Reason>) -> bool {
-        let Some(run) = self.runs.get_mut(&place.run) else { return false };
+    /// Moves a job run along its table, and records that.
+    fn transition(&mut self, place: Place, input: Input, reason: Option<&Reason>) {
+        let Some(run) = self.runs.get_mut(&place.run) else { return };
         let job_run = &mut run.job_runs[place.index as usize];
         let Some(state) = job::next(job_run.state, input) else {
             debug_assert!(false, "{input:?} in state {}", job_run.state);
-            return false;
+            return;
         };
         job_run.state = state;
         job_run.since = self.now;
@@ -228,6 +232,5 @@ impl Core {
         let row = run.job_run_row(place.index, reason.cloned(), reused_from);
         self.out.changes.push(Change::JobRun(row));
         self.out.changes.push(run.feed(self.now, entry));
-        true
     }
 }

@@ -31,12 +31,30 @@ pub enum When {
     Always,
 }
 
+impl When {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[Self::Success, Self::Failure, Self::Always];
+
+    /// As packs and records write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Always => "always",
+        }
+    }
+}
+
+/// The longest wait before a retry.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(3600);
+
 /// How often a job run is tried, and how long it waits in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
     /// Tries in all, 1 or more.
     pub attempts: u32,
-    /// Time before the second try. It doubles from try to try, with jitter, up to an hour.
+    /// Time before the second try. It doubles from try to try, with jitter, up to [`BACKOFF_MAX`].
     pub backoff: Duration,
 }
 

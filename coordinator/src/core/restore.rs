@@ -1,5 +1,6 @@
 //! A core from rows, at start and at takeover. Whatever the rows hold, this doesn't panic: a pack run that
-//! contradicts itself is left out and named, and the others go on.
+//! contradicts itself is left out and named, and the others go on. It stays live in the store, where a release
+//! that understands it may find it, until someone cancels it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use thiserror::Error;
 
 use super::change::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::deadline::Deadline;
+use super::plan::BACKOFF_MAX;
 use super::state::{Agent, Attempt, PackRun, Place};
 use super::{Config, Core, PackHead};
 
@@ -90,12 +92,19 @@ impl Core {
         }
         let mut quarantined = Vec::new();
         for live in rows.runs {
-            let pack_run = live.row.id;
+            let (pack_run, feed_next) = (live.row.id, live.feed_next);
+            let ended = live.progress.state.is_terminal();
             match core.restored(live) {
                 Ok(run) => core.adopt(run),
-                Err(error) => quarantined.push(Quarantined { pack_run, error }),
+                Err(error) => {
+                    quarantined.push(Quarantined { pack_run, error });
+                    if !ended {
+                        core.quarantined.insert(pack_run, feed_next);
+                    }
+                }
             }
         }
+        core.quarantined.retain(|id, _| !core.runs.contains_key(id));
         let agents: Vec<AgentId> = core.agents.keys().copied().collect();
         for agent in agents {
             core.begin_lease(agent);
@@ -116,8 +125,9 @@ impl Core {
         run.since = live.progress.since;
         run.canceled = live.progress.canceled;
         run.feed_next = live.feed_next;
+        let latest = self.now + BACKOFF_MAX;
         for row in &live.job_runs {
-            take_job_run(&mut run, row)?;
+            take_job_run(&mut run, row, latest)?;
         }
         let mut artifacts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for row in live.artifacts {
@@ -172,7 +182,9 @@ impl Core {
     }
 }
 
-fn take_job_run(run: &mut PackRun, row: &JobRunRow) -> Result<(), RestoreError> {
+/// Takes a job run's row into its pack run. No retry waits beyond `latest`, though the row was written by a clock
+/// that was ahead.
+fn take_job_run(run: &mut PackRun, row: &JobRunRow, latest: Timestamp) -> Result<(), RestoreError> {
     let index = row.index as usize;
     if row.pack_run != run.row.id || index >= run.job_runs.len() || run.planned(row.index).id != row.id {
         return Err(RestoreError::JobRun(row.id));
@@ -182,7 +194,7 @@ fn take_job_run(run: &mut PackRun, row: &JobRunRow) -> Result<(), RestoreError> 
     job_run.since = row.since;
     job_run.canceled = row.canceled;
     job_run.number = row.attempt;
-    job_run.ready_at = row.ready_at.filter(|_| row.state == JobRunState::Queued);
+    job_run.ready_at = row.ready_at.filter(|_| row.state == JobRunState::Queued).map(|at| at.min(latest));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use packrun_protocol::id::{JobRunId, PackRunId};
 use packrun_protocol::state::{JobRunState, PackRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
-use super::change::{Change, FeedEntry, FeedRow, PackRunRow};
+use super::change::{Change, FeedEntry, FeedRow, PackRunRow, ProgressRow};
 use super::deadline::Deadline;
 use super::event::NewRun;
 use super::job::Input;
@@ -136,7 +136,7 @@ impl Core {
     }
 
     pub(super) fn cancel_run(&mut self, id: PackRunId) -> Result<Reply, Refusal> {
-        let run = self.runs.get_mut(&id).ok_or(Refusal::NotLive(id))?;
+        let Some(run) = self.runs.get_mut(&id) else { return self.cancel_quarantined(id) };
         if std::mem::replace(&mut run.canceled, true) {
             return Ok(Reply::Done);
         }
@@ -145,6 +145,18 @@ impl Core {
         for index in 0..super::state::count(run.job_runs.len()) {
             self.cancel(Place { run: id, index }, &reason);
         }
+        Ok(Reply::Done)
+    }
+
+    /// Ends a pack run that could not be restored, at once: of its job runs nothing is known for sure, and what
+    /// agents held of it they were told to drop.
+    fn cancel_quarantined(&mut self, id: PackRunId) -> Result<Reply, Refusal> {
+        let number = self.quarantined.remove(&id).ok_or(Refusal::NotLive(id))?;
+        let (state, at) = (PackRunState::Canceled, self.now);
+        let row = ProgressRow { pack_run: id, state, since: at, canceled: true };
+        self.out.changes.push(Change::Progress(row));
+        let row = FeedRow { pack_run: id, number, at, entry: FeedEntry::PackRun(state) };
+        self.out.changes.push(Change::Feed(row));
         Ok(Reply::Done)
     }
 

@@ -6,8 +6,11 @@
 //!
 //! Invariants: a class is in `ready` under its first job run whenever it has one and an agent is free for it; an
 //! agent never has more taken than its slots, processors and memory, but that it came back with less than it
-//! runs. An event costs the classes its agent matches, each a logarithm; a class that is empty is kept for a
-//! while, because making one looks at all agents.
+//! runs. An event costs a logarithm for each class that its agent matches and in which something is queued.
+//!
+//! An empty class is kept for a while, because making one looks at all agents; but it is not kept up to date. An
+//! agent that changes leaves it, once, and is *stale* there. The next job run that comes takes the stale ones up
+//! again, which costs as much as leaving did.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +24,7 @@ use super::event::Capacity;
 use super::state::Place;
 
 /// Empty classes kept.
-const IDLE_CLASSES_MAX: usize = 256;
+pub(super) const IDLE_CLASSES_MAX: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ClassId(u64);
@@ -31,9 +34,23 @@ struct Class {
     requirement: Arc<Requirement>,
     queue: BTreeSet<Place>,
     matching: BTreeSet<AgentId>,
+    /// Those of the matching that have room for one more, but for the stale ones.
     free: BTreeSet<(Reverse<u32>, AgentId)>,
+    /// Those of the matching that changed while nothing was queued.
+    stale: BTreeSet<AgentId>,
     /// The stamp under which it is in `idle`, while its queue is empty.
     idle: Option<u64>,
+}
+
+impl Class {
+    /// Ranks a matching agent among the free ones, if it has room. Says whether it has.
+    fn rank(&mut self, agent: AgentId, host: &Host) -> bool {
+        let free = host.open && host.fits(&self.requirement);
+        if free {
+            self.free.insert((Reverse(host.slots_free()), agent));
+        }
+        free
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +61,7 @@ pub(super) struct Host {
     slots_used: u32,
     cpu_used: u64,
     memory_used: u128,
+    /// The classes it matches, but for those in which it is stale.
     classes: BTreeSet<ClassId>,
 }
 
@@ -83,6 +101,9 @@ pub(super) struct Schedule {
     idle: BTreeSet<(u64, ClassId)>,
     ready: BTreeSet<(Place, ClassId)>,
     stamp: u64,
+    /// How often an agent was looked at for a class.
+    #[cfg(test)]
+    pub(super) looks: usize,
 }
 
 impl Schedule {
@@ -92,6 +113,15 @@ impl Schedule {
         class.queue.insert(place);
         if let Some(stamp) = class.idle.take() {
             self.idle.remove(&(stamp, id));
+            for agent in std::mem::take(&mut class.stale) {
+                let Some(host) = self.hosts.get_mut(&agent) else { continue };
+                host.classes.insert(id);
+                class.rank(agent, host);
+                #[cfg(test)]
+                {
+                    self.looks += 1;
+                }
+            }
         }
         self.mark(id);
     }
@@ -158,10 +188,10 @@ impl Schedule {
     pub(super) fn remove(&mut self, agent: AgentId) -> Option<Host> {
         self.set_open(agent, false);
         let mut host = self.hosts.remove(&agent)?;
-        for id in std::mem::take(&mut host.classes) {
-            if let Some(class) = self.classes.get_mut(&id) {
-                class.matching.remove(&agent);
-            }
+        host.classes.clear();
+        for class in self.classes.values_mut() {
+            class.matching.remove(&agent);
+            class.stale.remove(&agent);
         }
         Some(host)
     }
@@ -185,22 +215,29 @@ impl Schedule {
         class.into_iter().flat_map(|class| &class.matching).filter_map(|agent| self.hosts.get(agent))
     }
 
-    /// Changes an agent, and its place in every class it matches.
+    /// Changes an agent, and its rank in every class it matches that has a queue.
     fn update(&mut self, agent: AgentId, change: impl FnOnce(&mut Host)) {
         let Some(host) = self.hosts.get_mut(&agent) else { return };
         let before = (Reverse(host.slots_free()), agent);
         change(host);
-        let after = (Reverse(host.slots_free()), agent);
-        for &id in &host.classes {
-            let Some(class) = self.classes.get_mut(&id) else { continue };
-            class.free.remove(&before);
-            if host.open && host.fits(&class.requirement) {
-                class.free.insert(after);
-                if let Some(&first) = class.queue.first() {
-                    self.ready.insert((first, id));
-                }
-            }
+        #[cfg(test)]
+        {
+            self.looks += host.classes.len();
         }
+        let mut classes = std::mem::take(&mut host.classes);
+        classes.retain(|&id| {
+            let Some(class) = self.classes.get_mut(&id) else { return false };
+            class.free.remove(&before);
+            let Some(&first) = class.queue.first() else {
+                class.stale.insert(agent);
+                return false;
+            };
+            if class.rank(agent, host) {
+                self.ready.insert((first, id));
+            }
+            true
+        });
+        host.classes = classes;
     }
 
     /// Whether nothing is queued and nothing taken.
@@ -252,16 +289,25 @@ impl Schedule {
         self.stamp += 1;
         let id = ClassId(self.stamp);
         let requirement = Arc::new(wanted.clone());
-        let (mut matching, mut free) = (BTreeSet::new(), BTreeSet::new());
+        let mut class = Class {
+            requirement: Arc::clone(&requirement),
+            queue: BTreeSet::new(),
+            matching: BTreeSet::new(),
+            free: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            idle: None,
+        };
         for (&agent, host) in self.hosts.iter_mut().filter(|(_, host)| host.matches(wanted)) {
             host.classes.insert(id);
-            matching.insert(agent);
-            if host.open && host.fits(wanted) {
-                free.insert((Reverse(host.slots_free()), agent));
-            }
+            class.matching.insert(agent);
+            class.rank(agent, host);
         }
-        self.interned.insert(Arc::clone(&requirement), id);
-        self.classes.insert(id, Class { requirement, queue: BTreeSet::new(), matching, free, idle: None });
+        #[cfg(test)]
+        {
+            self.looks += self.hosts.len();
+        }
+        self.interned.insert(requirement, id);
+        self.classes.insert(id, class);
         id
     }
 }

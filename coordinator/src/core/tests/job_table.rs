@@ -1,9 +1,17 @@
-//! Every state of a job run against every input.
+//! Every state of a job run against every input, and the words of the plan.
 
 use packrun_protocol::id::JobRunId;
 use packrun_protocol::state::JobRunState;
 
 use crate::core::job::{Input, next};
+use crate::core::plan::When;
+
+#[test]
+fn when_is_recorded_in_the_words_that_packs_use() {
+    for when in When::ALL {
+        assert_eq!(serde_json::to_value(when).unwrap(), when.as_str());
+    }
+}
 
 #[test]
 fn a_job_run_takes_the_steps_of_the_contract_and_no_other() {

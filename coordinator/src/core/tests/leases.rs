@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use packrun_protocol::control::HeldAttempt;
+use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{AttemptState, PackRunState, Verdict};
 
-use super::make::{JobSpec, RUNNING, connected, outcome, slots};
+use super::make::{JobSpec, RUNNING, connected, job_run_id, labels, outcome, slots};
 use super::scene::{attempt, run, run_state, session, states, world};
-use crate::core::event::{Arrival, Command, Event, Report, SessionId};
+use crate::core::event::{Arrival, Capacity, Command, Event, Report, SessionId};
 use crate::core::outcome::{CloseReason, Effect, Refusal};
+use crate::core::plan::{BACKOFF_MAX, Retry};
 
 #[test]
 fn a_retry_waits_longer_each_time_and_the_old_attempt_is_fenced() {
@@ -35,8 +37,39 @@ fn a_retry_waits_longer_each_time_and_the_old_attempt_is_fenced() {
 }
 
 #[test]
+fn a_restart_cuts_no_retry_s_wait_short() {
+    let (mut world, agent) = world(&[JobSpec { attempts: 2, backoff: 100, ..JobSpec::default() }]);
+    run(&mut world, agent, attempt(0, 1), Verdict::Failed);
+    let due = world.core.next_deadline().unwrap();
+    world.restart();
+    world.connect(agent);
+    world.advance(Duration::from_secs(60));
+    world.apply(Event::Wake);
+    assert_eq!(states(&world, 1), ["queued"]);
+    assert_eq!(world.core.next_deadline(), Some(due));
+    world.now = due;
+    world.apply(Event::Wake);
+    assert_eq!(states(&world, 1), ["assigned"]);
+}
+
+#[test]
+fn a_retry_recorded_by_a_clock_that_was_hours_ahead_waits_no_longer_than_the_longest_backoff() {
+    let (mut world, agent) = world(&[JobSpec { attempts: 2, backoff: 100, ..JobSpec::default() }]);
+    let ahead = Duration::from_secs(10 * 3600);
+    world.advance(ahead);
+    run(&mut world, agent, attempt(0, 1), Verdict::Failed);
+    world.now = world.now - ahead;
+    world.restart();
+    world.connect(agent);
+    assert_eq!(states(&world, 1), ["queued"]);
+    world.advance(BACKOFF_MAX);
+    world.apply(Event::Wake);
+    assert_eq!(states(&world, 1), ["assigned"]);
+}
+
+#[test]
 fn backoff_ends_at_an_hour() {
-    let retry = crate::core::plan::Retry { attempts: u32::MAX, backoff: Duration::MAX };
+    let retry = Retry { attempts: u32::MAX, backoff: Duration::MAX };
     let wait = crate::core::attempt::backoff(retry, attempt(0, u32::MAX));
     assert!((2700..=3600).contains(&wait.as_secs()), "{wait:?}");
 }
@@ -75,6 +108,33 @@ fn an_assignment_that_never_arrived_is_handed_out_again_under_its_number() {
     assert!(world.agents[&agent].journal.contains_key(&attempt(0, 1)));
     run(&mut world, agent, attempt(0, 1), Verdict::Succeeded);
     assert_eq!(run_state(&world), PackRunState::Completed);
+}
+
+#[test]
+fn an_assignment_that_never_arrived_is_lost_when_its_agent_comes_back_without_room() {
+    let (mut world, agent) = world(&[JobSpec { width: 2, ..JobSpec::default() }]);
+    let model = world.agents.get_mut(&agent).unwrap();
+    model.journal.clear();
+    model.capacity = slots(1);
+    world.connect(agent);
+    assert_eq!(states(&world, 2), ["lost", "assigned"]);
+    let reason = world.live.job_runs[&job_run_id(0)].reason.clone().unwrap();
+    assert_eq!(reason.as_str(), "its agent came back without room for it");
+    world.settle();
+    assert!(world.agents[&agent].journal.keys().eq([&attempt(1, 1)]));
+}
+
+#[test]
+fn an_assignment_that_never_arrived_is_lost_when_its_agent_comes_back_without_the_labels() {
+    let linux = labels(&[("os", "linux")]);
+    let requirement = Requirement { labels: linux.clone(), ..Requirement::default() };
+    let (mut world, _) = world(&[JobSpec { requirement, ..JobSpec::default() }]);
+    let agent = world.enrol(1, Capacity { labels: linux, ..slots(2) });
+    world.connect(agent);
+    assert_eq!(states(&world, 1), ["assigned"]);
+    world.agents.get_mut(&agent).unwrap().capacity = slots(2);
+    world.connect(agent);
+    assert_eq!(states(&world, 1), ["lost"]);
 }
 
 #[test]

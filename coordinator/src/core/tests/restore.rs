@@ -5,12 +5,19 @@ use packrun_protocol::state::{JobRunState, PackRunState};
 use proptest::prelude::*;
 
 use super::make::{self, JobSpec, job_run_id, new_run, plan, run_id, slots};
+use super::store::Store;
 use super::world::World;
-use crate::core::event::{Command, Event};
+use crate::core::change::FeedEntry;
+use crate::core::event::{Command, Event, Ticket};
+use crate::core::outcome::{Effect, Refusal, Reply};
 use crate::core::{Config, Core, LiveRun, RestoreError, Rows};
 
-/// Two pack runs of two jobs each, the first job assigned.
 fn rows() -> Rows {
+    store().rows()
+}
+
+/// Two pack runs of two jobs each, the first job assigned.
+fn store() -> Store {
     let mut world = World::new();
     world.command(make::register("pack", b"1")).unwrap();
     let agent = world.enrol(0, slots(2));
@@ -19,7 +26,7 @@ fn rows() -> Rows {
         let plan = plan(number * 10, &[JobSpec::default(), JobSpec::needing(&[0])]);
         world.command(Command::CreateRun(Box::new(new_run(number, plan)))).unwrap();
     }
-    world.live.rows()
+    world.live
 }
 
 fn restore_broken(damage: impl FnOnce(&mut LiveRun)) -> Vec<RestoreError> {
@@ -61,8 +68,38 @@ fn every_contradiction_is_named() {
     );
     let mut twice = rows();
     twice.runs.push(twice.runs[0].clone());
-    let (_, quarantined) = Core::restore(Config::default(), Epoch(2), make_now(), twice);
+    let (core, quarantined) = Core::restore(Config::default(), Epoch(2), make_now(), twice);
     assert_eq!(quarantined[0].error, RestoreError::Twice);
+    assert!(core.quarantined.is_empty(), "the one of that id goes on, and may end only once");
+}
+
+#[test]
+fn a_pack_run_that_was_left_out_can_be_canceled_and_is_not_found_again() {
+    let mut store = store();
+    store.attempts.retain(|_, row| row.pack_run != run_id(0));
+    let restore = |store: &Store| Core::restore(Config::default(), Epoch(2), make_now(), store.rows());
+    let cancel = |core: &mut Core| {
+        let (ticket, command) = (Ticket(1), Command::CancelRun(run_id(0)));
+        let step = core.apply(make_now(), Event::Command { ticket, command });
+        let [Effect::Reply { reply, .. }] = &step.effects[..] else { panic!("{:?}", step.effects) };
+        (reply.clone(), step.changes)
+    };
+    assert_eq!(restore(&store).1.len(), 1);
+    let (mut core, quarantined) = restore(&store);
+    assert_eq!(quarantined.len(), 1, "a restart alone doesn't end it");
+    let (reply, changes) = cancel(&mut core);
+    assert_eq!(reply, Ok(Reply::Done));
+    changes.iter().for_each(|change| store.apply(change));
+    assert_eq!(store.progress[&run_id(0)].state, PackRunState::Canceled);
+    let last = store.feed_of(run_id(0)).next_back().unwrap();
+    assert_eq!(last.entry, FeedEntry::PackRun(PackRunState::Canceled));
+
+    let gone = Err(Refusal::NotLive(run_id(0)));
+    assert_eq!(cancel(&mut core).0, gone);
+    let (mut core, quarantined) = restore(&store);
+    assert_eq!(quarantined, []);
+    assert_eq!(cancel(&mut core).0, gone);
+    assert!(core.runs.contains_key(&run_id(1)), "the other pack run goes on");
 }
 
 proptest! {

@@ -9,11 +9,11 @@ use super::make::{
 };
 use super::scene::{attempt, run, run_state, session, states, world};
 use super::world::World;
-use crate::core::Gauges;
 use crate::core::change::FeedEntry;
-use crate::core::event::{Command, Idempotency, Report, Ticket};
+use crate::core::event::{Command, Event, Idempotency, Report, Ticket};
 use crate::core::outcome::{Refusal, Reply};
 use crate::core::plan::When;
+use crate::core::{Gauges, KEY_MEMORY};
 
 #[test]
 fn a_pack_run_goes_through_its_dag_and_tells_its_feed() {
@@ -184,6 +184,10 @@ fn a_key_in_flight_twice_makes_one_pack_run_even_when_that_has_ended() {
     world.run_to_the_end();
     assert_eq!(world.command(create(3, b"r")), made(false), "it may not be in the store yet");
     assert_eq!(world.command(create(4, b"other")), Err(Refusal::KeyReused("key".into())));
+    world.advance(KEY_MEMORY);
+    world.apply(Event::Wake);
+    let anew = Ok(Reply::Run { id: run_id(5), created: true });
+    assert_eq!(world.command(create(5, b"r")), anew, "what is older the store knows");
 }
 
 #[test]

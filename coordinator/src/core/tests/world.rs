@@ -36,6 +36,7 @@ pub(super) struct HonestAgent {
 
 pub(super) struct World {
     pub(super) core: Core,
+    epoch: Epoch,
     pub(super) now: Timestamp,
     /// The rows of all steps so far.
     pub(super) live: Store,
@@ -52,9 +53,10 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
-        let now = Timestamp::from_micros(1_000_000);
+        let (epoch, now) = (Epoch(1), Timestamp::from_micros(1_000_000));
         Self {
-            core: Core::new(Config::default(), Epoch(1), now),
+            core: Core::new(Config::default(), epoch, now),
+            epoch,
             now,
             live: Store::default(),
             committed: Store::default(),
@@ -104,7 +106,10 @@ impl World {
         let mut dispatched = BTreeSet::new();
         for effect in &step.effects {
             match effect {
-                Effect::Welcome { agent, session, .. } => drop(self.sessions.insert(*agent, *session)),
+                Effect::Welcome { agent, session, epoch, .. } => {
+                    assert_eq!(*epoch, self.epoch, "welcomed in another's name");
+                    self.sessions.insert(*agent, *session);
+                }
                 Effect::CloseSession { agent, session, .. } if self.sessions.get(agent) == Some(session) => {
                     self.sessions.remove(agent);
                 }
@@ -115,8 +120,13 @@ impl World {
                     for assignment in assignments {
                         let row = &self.live.attempts[&assignment.attempt];
                         assert_eq!((row.agent, row.state), (*agent, AttemptState::Assigned));
-                        assigned.remove(&assignment.attempt);
+                        rules::check_match(&self.live, row.id);
+                        if assigned.remove(&assignment.attempt) {
+                            let state = self.live.agents[agent].state;
+                            assert_eq!(state, AgentState::Active, "assigned to a drained");
+                        }
                     }
+                    rules::check_room(&self.live, *agent);
                 }
                 _ => {}
             }
@@ -125,18 +135,6 @@ impl World {
         assert_eq!(replies, ticket.into_iter().collect::<Vec<_>>(), "one reply to each command");
         runs.extend(self.live.live());
         runs.into_iter().for_each(|run| rules::check_run(&self.live, run));
-        self.check_assignments(step);
-    }
-
-    fn check_assignments(&self, step: &Step) {
-        for change in &step.changes {
-            let Change::Attempt(row) = change else { continue };
-            if row.state == AttemptState::Assigned && row.assigned_at == self.now {
-                assert_eq!(self.live.agents[&row.agent].state, AgentState::Active, "assigned to a drained");
-                rules::check_match(&self.live, row.id);
-                rules::check_room(&self.live, row.agent);
-            }
-        }
     }
 
     pub(super) fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
@@ -173,7 +171,9 @@ impl World {
         self.pending.clear();
         self.sessions.clear();
         self.live = self.committed.clone();
-        let (core, quarantined) = Core::restore(Config::default(), Epoch(2), self.now, self.committed.rows());
+        self.epoch = Epoch(self.epoch.0 + 1);
+        let (core, quarantined) =
+            Core::restore(Config::default(), self.epoch, self.now, self.committed.rows());
         assert!(quarantined.is_empty(), "{quarantined:?}");
         self.core = core;
         self.agents.values_mut().for_each(|agent| agent.session = None);
@@ -181,9 +181,9 @@ impl World {
 
     /// The rows so far describe the core as it is.
     pub(super) fn check_restore(&self) {
-        let (twin, quarantined) = Core::restore(Config::default(), Epoch(2), self.now, self.live.rows());
+        let (twin, quarantined) = Core::restore(Config::default(), self.epoch, self.now, self.live.rows());
         assert!(quarantined.is_empty(), "{quarantined:?}");
-        assert_eq!(twin.digest(), self.core.digest());
+        assert_eq!(twin.digest(self.now), self.core.digest(self.now));
     }
 
     fn deliver(&mut self, effect: &Effect) {
@@ -355,8 +355,8 @@ impl World {
 }
 
 impl Core {
-    /// All that rows must bring back, in words.
-    fn digest(&self) -> Vec<String> {
+    /// All that rows must bring back, in words. A wait that is over by `now` is none: its end writes no row.
+    fn digest(&self, now: Timestamp) -> Vec<String> {
         let mut lines: Vec<_> = self
             .runs
             .values()
@@ -370,19 +370,25 @@ impl Core {
                 });
                 let job_runs = run.job_runs.iter().map(|job_run| {
                     let (state, canceled, number) = (job_run.state, job_run.canceled, job_run.number);
-                    format!("{state} {canceled} {number:?} {:?}", job_run.attempt)
+                    let ready_at = job_run.ready_at.filter(|at| *at > now);
+                    format!("{state} {canceled} {number:?} {ready_at:?} {:?}", job_run.attempt)
                 });
                 [head].into_iter().chain(jobs).chain(job_runs).collect::<Vec<_>>()
             })
             .collect();
         lines.extend(self.agents.values().map(|agent| format!("{:?} {:?}", agent.row, agent.held)));
+        let waits = self.deadlines.iter().filter(|(deadline, at)| {
+            let backoff = matches!(deadline, Deadline::Backoff(_));
+            backoff && *at > now
+        });
+        lines.extend(waits.map(|wait| format!("{wait:?}")));
         lines.push(format!("{:?} {:?}", self.packs, self.places));
         lines
     }
 
     /// Whether no pack run, queue or lease is left.
     pub(super) fn is_idle(&self) -> bool {
-        let waiting = |line: &Deadline| !matches!(line, Deadline::Key(_));
+        let waiting = |(deadline, _)| !matches!(deadline, Deadline::Key(_));
         self.runs.is_empty()
             && self.places.is_empty()
             && self.schedule.is_idle()
