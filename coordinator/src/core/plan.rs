@@ -33,7 +33,7 @@ pub enum When {
 
 impl When {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Success, Self::Failure, Self::Always];
+    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Always];
 
     /// As packs and records write it.
     #[must_use]

@@ -9,7 +9,7 @@
 use packrun_protocol::id::Digest;
 use serde_json::{Value, json};
 
-use super::model::{Action, Job, Pack, Variable, when_word};
+use super::model::{Action, Job, Pack, Variable};
 use super::template::Template;
 
 impl Pack {
@@ -74,7 +74,7 @@ impl Pack {
             "run": run,
             "command": command,
             "needs": needs.collect::<Value>(),
-            "when": when_word(job.when),
+            "when": job.when.as_str(),
             "env": variables(&job.env),
             "matrix": matrix.collect::<Value>(),
             "labels": labels.collect::<Value>(),

@@ -8,18 +8,6 @@ use packrun_protocol::name::{MatrixValue, Name};
 use super::template::Template;
 use crate::core::plan::{Retry, When};
 
-/// All values of `when`.
-pub(super) const WHENS: [When; 3] = [When::Success, When::Failure, When::Always];
-
-/// The word that a pack file has for it.
-pub(super) const fn when_word(when: When) -> &'static str {
-    match when {
-        When::Success => "success",
-        When::Failure => "failure",
-        When::Always => "always",
-    }
-}
-
 /// A named set of jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pack {

@@ -8,9 +8,9 @@ use packrun_protocol::limit::{ARTIFACT_RULES_MAX, LABELS_MAX};
 use packrun_protocol::name::{JobKey, Labels, MatrixValue, Name};
 
 use super::{KnownNames, name, template, variables, word};
-use crate::core::plan::{Retry, When};
+use crate::core::plan::{BACKOFF_MAX, Retry, When};
 use crate::pack::fields::{Fields, Reader};
-use crate::pack::model::{Action, Artifact, Axis, Input, Job, WHENS, when_word};
+use crate::pack::model::{Action, Artifact, Axis, Input, Job};
 use crate::pack::problem::{Kind, Place, excerpt};
 use crate::pack::source::{Key, Node, Value};
 use crate::pack::template::Template;
@@ -46,9 +46,6 @@ const RESERVED_AXES: [&str; 1] = ["exclude"];
 
 /// Most tries of a job run.
 const ATTEMPTS_MAX: u32 = 100;
-
-/// Longest wait before a second try.
-const BACKOFF_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// A job without `retry` is tried once; one that only says how often waits this long.
 const RETRY_DEFAULT: Retry = Retry { attempts: 1, backoff: Duration::from_secs(1) };
@@ -181,8 +178,8 @@ impl<'n> JobReader<'_, '_, 'n> {
 
     fn when(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<When> {
         let text = self.reader.scalar(node, "`when`")?;
-        let Some(when) = WHENS.into_iter().find(|when| when_word(*when) == text) else {
-            let words @ [a, b, c] = WHENS.map(when_word);
+        let Some(when) = When::ALL.into_iter().find(|when| when.as_str() == text) else {
+            let words @ [a, b, c] = When::ALL.map(When::as_str);
             let message = format!("`{}` is not `{a}`, `{b}` or `{c}`", excerpt(text));
             self.reader.problems.add_unknown(node.at, Kind::Value, message, text, words);
             return None;
