@@ -137,7 +137,7 @@ impl Appender {
         let Tail { segment, length } = &mut self.tail;
         let written = self.disk.write(&segment.file, batch.bytes(), *length);
         report(&self.health, |health| &mut health.write, &written);
-        // What a failed write left lies behind the readable length, and the next write goes over it.
+        // What a failed write left lies behind the readable length; the next write goes over it, or a roll cuts it.
         written.map_err(|error| AppendError::Write { segment: segment.number, reason: error.to_string() })?;
         *length += batch.bytes().len() as u64;
         let written = Written { segment: segment.clone(), end: *length, acks: batch.publish() };
@@ -151,11 +151,25 @@ impl Appender {
         if self.tail.length < self.segment_bytes.max(segment::HEADER_BYTES as u64 + 1) {
             return;
         }
-        let created = Segment::create(&self.dir, self.tail.segment.number + 1, &*self.disk);
+        let created = self
+            .cut_leftovers()
+            .and_then(|()| Segment::create(&self.dir, self.tail.segment.number + 1, &*self.disk));
         report(&self.health, |health| &mut health.write, &created);
         if let Ok(segment) = created {
             self.tail = Tail { segment: Arc::new(segment), length: segment::HEADER_BYTES as u64 };
         }
+    }
+
+    /// Cuts off what a failed write left behind the tail. At the next start it would count in place of what the
+    /// following segment has, so the syncer brings the cut to the disk before it acknowledges any of that.
+    fn cut_leftovers(&self) -> io::Result<()> {
+        let Tail { segment, length } = &self.tail;
+        if segment.file.metadata()?.len() > *length {
+            self.disk.cut(&segment.file, *length)?;
+            let cut = Written { segment: segment.clone(), end: *length, acks: Vec::new() };
+            let _ = self.written.send(cut);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! A disk that is full or broken.
 
 use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
@@ -11,8 +13,16 @@ pub(super) struct FailingDisk {
     writes: AtomicBool,
     syncs: AtomicBool,
     allowed_syncs: AtomicU32,
-    synced: AtomicU32,
+    cuts: AtomicBool,
     written: AtomicU32,
+    caches: Mutex<HashMap<u64, PageCache>>,
+}
+
+/// What the kernel has of a file: ranges that wait for a sync, and those that a failed one took for clean.
+#[derive(Default)]
+struct PageCache {
+    dirty: Vec<(u64, u64)>,
+    lost: Vec<(u64, u64)>,
 }
 
 impl FailingDisk {
@@ -24,6 +34,20 @@ impl FailingDisk {
         self.syncs.store(fail, Ordering::SeqCst);
     }
 
+    fn fail_cuts(&self, fail: bool) {
+        self.cuts.store(fail, Ordering::SeqCst);
+    }
+
+    /// Whether all that was done to the files has come to the disk.
+    fn has_all(&self) -> bool {
+        self.caches.lock().unwrap().values().all(|cache| cache.dirty.is_empty() && cache.lost.is_empty())
+    }
+
+    fn cache(&self, file: &File, change: impl FnOnce(&mut PageCache)) {
+        let inode = file.metadata().unwrap().ino();
+        change(self.caches.lock().unwrap().entry(inode).or_default());
+    }
+
     /// The next sync, that of opening, succeeds.
     pub(super) fn allow_open_sync(&self) {
         self.allowed_syncs.store(1, Ordering::SeqCst);
@@ -32,28 +56,44 @@ impl FailingDisk {
 
 impl Disk for FailingDisk {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
         if self.writes.load(Ordering::SeqCst) {
             file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.written.fetch_add(1, Ordering::SeqCst);
+        let end = offset + bytes.len() as u64;
+        self.cache(file, |cache| {
+            cache.lost.retain(|lost| lost.0 < offset || end < lost.1);
+            cache.dirty.push((offset, end));
+        });
         file.write_all_at(bytes, offset)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
         let allowed = self.allowed_syncs.swap(0, Ordering::SeqCst) > 0;
         if self.syncs.load(Ordering::SeqCst) && !allowed {
+            self.cache(file, |cache| cache.lost.append(&mut cache.dirty));
             return Err(io::Error::other("the disk is gone"));
         }
-        self.synced.fetch_add(1, Ordering::SeqCst);
+        self.cache(file, |cache| cache.dirty.clear());
         file.sync_data()
+    }
+
+    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
+        if self.cuts.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        self.cache(file, |cache| cache.dirty.push((length, length)));
+        file.set_len(length)
     }
 }
 
 fn open_failing(dir: &Path) -> (Arc<FailingDisk>, LogStore) {
+    open_failing_with(dir, LogConfig::default())
+}
+
+fn open_failing_with(dir: &Path, config: LogConfig) -> (Arc<FailingDisk>, LogStore) {
     let disk = Arc::new(FailingDisk::default());
-    let config = LogConfig::default();
     let (store, _) = LogStore::open_on(disk.clone(), dir, config, Position::default(), &|_| true).unwrap();
     (disk, store)
 }
@@ -88,7 +128,6 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
 
 #[tokio::test]
 async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
-    use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
     store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
@@ -165,4 +204,53 @@ async fn what_a_failed_write_left_behind_a_later_one_is_not_taken_for_the_log() 
     let cut = Some(Position { segment: 1, offset: end as u64 });
     assert_eq!(recovery, Recovery { cut, damage: vec![], blocks: 1 });
     assert_eq!(store.open_attempt(attempt(1), pack_run(9), NO_OFFSET), Progress::default());
+}
+
+/// Blocks as a write that failed would leave them in segment 1, each an attempt and a sequence number.
+fn leave_behind(dir: &Path, blocks: &[(u8, u64)], torn_off: u64) {
+    let file = File::options().read(true).write(true).open(segment::path(dir, 1)).unwrap();
+    let end = file.metadata().unwrap().len();
+    let marker = segment::Segment::open(dir, 1, false).unwrap().marker;
+    let mut records = Vec::new();
+    for (arrival, &(number, seq)) in (0..).zip(blocks) {
+        let durable = Position { segment: 1, offset: end };
+        let header = segment::RecordHeader { pack_run: pack_run(9), arrival, correction: 0, durable };
+        segment::encode_record(marker, &header, &block(attempt(number), seq, 1), &mut records);
+    }
+    file.write_all_at(&records, end).unwrap();
+    file.set_len(end + records.len() as u64 - torn_off).unwrap();
+}
+
+async fn append_durably(store: &LogStore, number: u8, seq: u64) {
+    store.append(block(attempt(number), seq, 1)).await.unwrap();
+    let mut progress = store.progress(attempt(number)).unwrap();
+    progress.wait_for(|progress| progress.durable == seq + 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_failed_write_left_does_not_outlive_a_roll() {
+    let small = LogConfig { segment_bytes: 1, ..LogConfig::default() };
+    for torn_off in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, store) = open_failing_with(dir.path(), small);
+        store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+        store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
+        leave_behind(dir.path(), &[(1, 0), (2, 0), (1, 1), (2, 1)], torn_off);
+        append_durably(&store, 1, 0).await;
+        disk.fail_cuts(true);
+        append_durably(&store, 2, 0).await;
+        assert_eq!(segment::list(dir.path()).unwrap(), [1], "no roll before it is cut");
+        disk.fail_cuts(false);
+        append_durably(&store, 2, 1).await;
+        append_durably(&store, 1, 1).await;
+        assert_eq!(segment::list(dir.path()).unwrap(), [1, 2, 3]);
+        assert!(disk.has_all(), "what is acknowledged is behind a cut that is on disk");
+        store.close().await;
+        let (store, recovery) = open_with(dir.path(), small);
+        assert_eq!(recovery, Recovery { blocks: 4, ..Recovery::default() });
+        for number in [1, 2] {
+            let all = texts(store.read_attempt(attempt(number), 0).unwrap(), 0).await;
+            assert_eq!(all, expected_texts(attempt(number), 0..2));
+        }
+    }
 }
