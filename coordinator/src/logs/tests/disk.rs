@@ -206,19 +206,22 @@ async fn what_a_failed_write_left_behind_a_later_one_is_not_taken_for_the_log() 
     assert_eq!(store.open_attempt(attempt(1), pack_run(9), NO_OFFSET), Progress::default());
 }
 
-/// Blocks as a write that failed would leave them in segment 1, each an attempt and a sequence number.
-fn leave_behind(dir: &Path, blocks: &[(u8, u64)], torn_off: u64) {
+/// Puts blocks behind the end of segment 1, as a write that failed would leave them: from the arrival number
+/// `first` on, each an attempt and a sequence number. Returns where they begin.
+pub(super) fn leave_behind(dir: &Path, first: u64, blocks: &[(u8, u64)], torn_off: u64) -> Vec<Position> {
     let file = File::options().read(true).write(true).open(segment::path(dir, 1)).unwrap();
     let end = file.metadata().unwrap().len();
     let marker = segment::Segment::open(dir, 1, false).unwrap().marker;
-    let mut records = Vec::new();
-    for (arrival, &(number, seq)) in (0..).zip(blocks) {
-        let durable = Position { segment: 1, offset: end };
+    let (mut records, mut places) = (Vec::new(), Vec::new());
+    for (arrival, &(number, seq)) in (first..).zip(blocks) {
+        places.push(Position { segment: 1, offset: end + records.len() as u64 });
+        let durable = places[0];
         let header = segment::RecordHeader { pack_run: pack_run(9), arrival, correction: 0, durable };
         segment::encode_record(marker, &header, &block(attempt(number), seq, 1), &mut records);
     }
     file.write_all_at(&records, end).unwrap();
     file.set_len(end + records.len() as u64 - torn_off).unwrap();
+    places
 }
 
 async fn append_durably(store: &LogStore, number: u8, seq: u64) {
@@ -235,7 +238,7 @@ async fn what_a_failed_write_left_does_not_outlive_a_roll() {
         let (disk, store) = open_failing_with(dir.path(), small);
         store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
         store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
-        leave_behind(dir.path(), &[(1, 0), (2, 0), (1, 1), (2, 1)], torn_off);
+        leave_behind(dir.path(), 0, &[(1, 0), (2, 0), (1, 1), (2, 1)], torn_off);
         append_durably(&store, 1, 0).await;
         disk.fail_cuts(true);
         append_durably(&store, 2, 0).await;
