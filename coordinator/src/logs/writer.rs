@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use packrun_protocol::block::Block;
 use packrun_protocol::id::AttemptId;
@@ -197,27 +197,16 @@ pub(super) struct Syncer {
     pub(super) acks: HashMap<AttemptId, (Arc<RunLog>, u64)>,
     /// The last segment whose name is on disk.
     pub(super) named: u64,
-    /// The last segment of which a sync has failed: its pages can't be trusted to be written by the next.
-    pub(super) distrusted: Option<u64>,
+    /// The last segment of which a sync has failed, and its length then: its pages before that can't be trusted
+    /// to be written by the next.
+    pub(super) distrusted: Option<(u64, u64)>,
 }
 
 impl Syncer {
     /// Works until the appender is gone and what it wrote was synced, or once more could not be.
     pub(super) fn run(mut self, written: Receiver<Written>) {
         let mut retry: Option<Duration> = None;
-        loop {
-            let next = match retry {
-                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => written.recv_timeout(pause),
-            };
-            match next {
-                Ok(next) => self.note(next),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            for next in written.try_iter() {
-                self.note(next);
-            }
+        while self.wait(&written, retry) {
             let synced = self.sync();
             report(&self.health, |health| &mut health.sync, &synced);
             retry = match synced {
@@ -229,6 +218,28 @@ impl Syncer {
         report(&self.health, |health| &mut health.sync, &synced);
     }
 
+    /// Notes what was written until a sync is due: after `pause`, or without one as soon as there is something.
+    /// `false` when the appender is gone.
+    fn wait(&mut self, written: &Receiver<Written>, pause: Option<Duration>) -> bool {
+        let due = pause.map(|pause| Instant::now() + pause);
+        loop {
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let next = match left {
+                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(left) => written.recv_timeout(left),
+            };
+            match next {
+                Ok(next) => self.note(next),
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            if left.is_none_or(|left| left.is_zero()) {
+                written.try_iter().for_each(|next| self.note(next));
+                return true;
+            }
+        }
+    }
+
     fn note(&mut self, written: Written) {
         let Written { segment, end, acks } = written;
         self.dirty.insert(segment.number, (segment, end));
@@ -237,18 +248,22 @@ impl Syncer {
         }
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    /// Brings to the disk what is noted and says so; stops at the first segment that fails.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         while let Some((number, (segment, end))) = self.dirty.first_key_value().map(|(n, s)| (*n, s.clone()))
         {
             let durable = *self.durable.borrow();
-            if self.distrusted == Some(number) {
+            if self.distrusted.is_some_and(|(distrusted, _)| distrusted == number) {
                 let from = if durable.segment == number { durable.offset } else { 0 };
                 segment.rewrite(&*self.disk, from, end)?;
             }
             if let Err(error) = self.disk.sync(&segment.file) {
-                self.distrusted = Some(number);
+                // More than was noted may have been written when it failed, and is noted only later.
+                let length = segment.file.metadata().map_or(u64::MAX, |metadata| metadata.len());
+                self.distrusted = Some((number, length));
                 return Err(error);
             }
+            self.distrusted.take_if(|(distrusted, length)| *distrusted == number && *length <= end);
             if number > self.named {
                 segment::sync_dir(&self.dir)?;
                 self.named = number;

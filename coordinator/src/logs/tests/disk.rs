@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 use super::*;
 
@@ -15,6 +16,7 @@ pub(super) struct FailingDisk {
     allowed_syncs: AtomicU32,
     cuts: AtomicBool,
     written: AtomicU32,
+    tried_syncs: AtomicU32,
     caches: Mutex<HashMap<u64, PageCache>>,
 }
 
@@ -38,9 +40,14 @@ impl FailingDisk {
         self.cuts.store(fail, Ordering::SeqCst);
     }
 
-    /// Whether all that was done to the files has come to the disk.
+    /// Whether all that was done to the files before this offset has come to the disk.
+    fn has_all_before(&self, offset: u64) -> bool {
+        let caches = self.caches.lock().unwrap();
+        caches.values().flat_map(|cache| cache.dirty.iter().chain(&cache.lost)).all(|range| range.0 >= offset)
+    }
+
     fn has_all(&self) -> bool {
-        self.caches.lock().unwrap().values().all(|cache| cache.dirty.is_empty() && cache.lost.is_empty())
+        self.has_all_before(u64::MAX)
     }
 
     fn cache(&self, file: &File, change: impl FnOnce(&mut PageCache)) {
@@ -63,13 +70,15 @@ impl Disk for FailingDisk {
         self.written.fetch_add(1, Ordering::SeqCst);
         let end = offset + bytes.len() as u64;
         self.cache(file, |cache| {
-            cache.lost.retain(|lost| lost.0 < offset || end < lost.1);
+            let left = |lost: (u64, u64)| [(lost.0, lost.1.min(offset)), (lost.0.max(end), lost.1)];
+            cache.lost = cache.lost.drain(..).flat_map(left).filter(|left| left.0 < left.1).collect();
             cache.dirty.push((offset, end));
         });
         file.write_all_at(bytes, offset)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
+        self.tried_syncs.fetch_add(1, Ordering::SeqCst);
         let allowed = self.allowed_syncs.swap(0, Ordering::SeqCst) > 0;
         if self.syncs.load(Ordering::SeqCst) && !allowed {
             self.cache(file, |cache| cache.lost.append(&mut cache.dirty));
@@ -112,18 +121,84 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
     assert_eq!(*progress.borrow(), Progress { readable: 4, durable: 0, sealed: false });
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await.len(), 4, "but it is readable");
 
-    let writes = disk.written.load(Ordering::SeqCst);
     disk.fail_syncs(false);
     progress.wait_for(|progress| progress.durable == 4).await.unwrap();
     health.wait_for(|health| *health == Health::default()).await.unwrap();
-    assert!(
-        disk.written.load(Ordering::SeqCst) > writes,
-        "what the failed sync may have lost is written again"
-    );
+    assert!(disk.has_all(), "what the failed sync may have lost is written again");
     store.close().await;
     let (store, recovery) = open(dir.path());
     assert_eq!(recovery, Recovery { blocks: 2, ..Recovery::default() });
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await, expected_texts(attempt(1), 0..4));
+}
+
+#[tokio::test]
+async fn what_arrives_does_not_hurry_a_failing_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, store) = open_failing(dir.path());
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let mut health = store.health();
+    disk.fail_syncs(true);
+    let (start, before) = (Instant::now(), disk.tried_syncs.load(Ordering::SeqCst));
+    store.append(block(attempt(1), 0, 1)).await.unwrap();
+    health.wait_for(|health| health.sync.is_some()).await.unwrap();
+    for seq in 1..300 {
+        store.append(block(attempt(1), seq, 1)).await.unwrap();
+    }
+    let tried = disk.tried_syncs.load(Ordering::SeqCst) - before;
+    let pauses = start.elapsed().as_millis() / 100;
+    assert!(u128::from(tried) <= 1 + pauses, "{tried} syncs with {pauses} pauses");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_well_again_is_not_written_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, store) = open_failing(dir.path());
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let mut health = store.health();
+    disk.fail_syncs(true);
+    store.append(block(attempt(1), 0, 1)).await.unwrap();
+    health.wait_for(|health| health.sync.is_some()).await.unwrap();
+    disk.fail_syncs(false);
+    let mut progress = store.progress(attempt(1)).unwrap();
+    progress.wait_for(|progress| progress.durable == 1).await.unwrap();
+    let written = disk.written.load(Ordering::SeqCst);
+    append_durably(&store, 1, 1).await;
+    assert_eq!(disk.written.load(Ordering::SeqCst), written + 1);
+}
+
+#[test]
+fn what_was_written_but_not_noted_when_a_sync_failed_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(FailingDisk::default());
+    let segment = Arc::new(segment::Segment::create(dir.path(), 1, &*disk).unwrap());
+    let mut records = Vec::new();
+    let mut ends = Vec::new();
+    for arrival in 0..2 {
+        let durable = Position::default();
+        let header = segment::RecordHeader { pack_run: pack_run(9), arrival, correction: 0, durable };
+        segment::encode_record(segment.marker, &header, &block(attempt(1), arrival, 1), &mut records);
+        ends.push((segment::HEADER_BYTES + records.len()) as u64);
+    }
+    disk.write(&segment.file, &records, segment::HEADER_BYTES as u64).unwrap();
+    let mut syncer = Syncer {
+        dir: Arc::new(dir.path().to_owned()),
+        disk: disk.clone(),
+        durable: watch::Sender::default(),
+        health: watch::Sender::default(),
+        dirty: BTreeMap::from([(1, (segment.clone(), ends[0]))]),
+        acks: HashMap::new(),
+        named: 1,
+        distrusted: None,
+    };
+    disk.fail_syncs(true);
+    assert!(syncer.sync().is_err());
+    disk.fail_syncs(false);
+    for end in ends {
+        syncer.dirty.insert(1, (segment.clone(), end));
+        syncer.sync().unwrap();
+        assert_eq!(*syncer.durable.borrow(), Position { segment: 1, offset: end });
+        assert!(disk.has_all_before(end), "what is said to be on disk is");
+    }
 }
 
 #[tokio::test]
