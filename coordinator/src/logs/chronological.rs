@@ -29,9 +29,7 @@ impl ChronologicalReader {
     ) -> Self {
         let mut rest = HashMap::with_capacity(attempts.len());
         for (attempt, mut extents) in attempts {
-            if let Some(after) = after {
-                extents.drain(..extents.partition_point(|extent| extent.last_time < after.time));
-            }
+            extents.drain(..extents.partition_point(|extent| !extent.reaches_behind(attempt, after)));
             extents.reverse();
             rest.insert(attempt, extents);
         }

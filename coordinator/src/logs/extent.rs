@@ -15,6 +15,7 @@ use packrun_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::merge::MergeKey;
 use super::segment::{Position, RECORD_HEADER_BYTES, RecordHeader};
 
 /// An extent takes no more blocks at this length, so that a seek reads little more than it wants,
@@ -67,6 +68,12 @@ impl Extent {
     #[must_use]
     pub fn next_arrival(&self) -> u64 {
         self.first_arrival.saturating_add(u64::from(self.blocks))
+    }
+
+    /// Whether its last entry, as one of `attempt`, comes behind `after` in the chronological order.
+    pub(super) fn reaches_behind(&self, attempt: AttemptId, after: Option<MergeKey>) -> bool {
+        let last = MergeKey { time: self.last_time, attempt, seq: self.next_seq().saturating_sub(1) };
+        after.is_none_or(|after| last > after)
     }
 
     fn join(&mut self, next: &Self) -> bool {
@@ -226,6 +233,19 @@ impl RunLog {
 
     pub(super) fn extents(&self, attempt: AttemptId) -> Option<Vec<Extent>> {
         self.read().logs.get(&attempt).map(|log| log.extents.clone())
+    }
+
+    /// Up to `most` extents of `attempt`, from the first with an entry behind `after` on.
+    pub(super) fn extents_behind(
+        &self,
+        attempt: AttemptId,
+        after: Option<MergeKey>,
+        most: usize,
+    ) -> Option<Vec<Extent>> {
+        let attempts = self.read();
+        let extents = &attempts.logs.get(&attempt)?.extents;
+        let from = extents.partition_point(|extent| !extent.reaches_behind(attempt, after));
+        Some(extents.iter().skip(from).take(most).copied().collect())
     }
 
     /// The first extent of `attempt` with entries from `seq` on.

@@ -216,6 +216,18 @@ impl LogStore {
         self.runs.run_of(attempt)?.extents(attempt)
     }
 
+    /// What a page of `most` entries behind `after` in the chronological order may need of a live attempt's
+    /// extents: each of these has an entry behind it, so more than `most` are never read.
+    #[must_use]
+    pub fn extents_behind(
+        &self,
+        attempt: AttemptId,
+        after: Option<MergeKey>,
+        most: usize,
+    ) -> Option<Vec<Extent>> {
+        self.runs.run_of(attempt)?.extents_behind(attempt, after, most)
+    }
+
     /// A reader of a live attempt from entry `from` on; `None` when the attempt is not open.
     #[must_use]
     pub fn read_attempt(&self, attempt: AttemptId, from: u64) -> Option<LogReader> {
@@ -249,7 +261,8 @@ impl LogStore {
 
     /// Reads attempts in chronological order, live ones and sealed ones alike, by their extents as of now. Begins
     /// behind `after`, the key of an entry, and ends before `watermark`, the earliest corrected time that one of
-    /// them may still write; the extents are to be taken after the watermark, so that they have all before it.
+    /// them may still write; the extents are to be taken after the watermark, so that they have all before it. A page of a live run takes
+    /// them from [`LogStore::extents_behind`], and reads no more entries than it has asked that for.
     #[must_use]
     pub fn read_chronological(
         &self,

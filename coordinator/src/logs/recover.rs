@@ -3,6 +3,9 @@
 //! Bytes that are no record are *torn* when no record anywhere says that they had been on disk: then nothing
 //! from there on was acknowledged, all of it is cut off, and agents send it again. They are *damaged* when a
 //! record says so, or another place before them is: they are reported and skipped, and the log has a gap there.
+//!
+//! A record that doesn't follow from those before it, and that no other says had been on disk, was left by a
+//! failed write: it is torn too. It isn't when it only leaves out what damage before it may have taken.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -147,7 +150,7 @@ impl Scan<'_> {
         if !(self.live)(found.pack_run) {
             return;
         }
-        if self.spots.is_empty() && self.pending.is_empty() && self.follows(&found) {
+        if self.spots.is_empty() && self.pending.is_empty() && self.counts(&found) {
             self.publish(&found);
         } else {
             self.pending.push(found);
@@ -162,7 +165,7 @@ impl Scan<'_> {
             if cut.is_some_and(|cut| at >= cut) {
                 return cut;
             }
-            if !self.follows(&found) && at >= self.proof {
+            if !self.counts(&found) && at >= self.proof {
                 // A write that failed left it, and a later one went over what was before it.
                 return Some(at);
             }
@@ -171,11 +174,26 @@ impl Scan<'_> {
         cut
     }
 
-    fn follows(&self, found: &Found) -> bool {
-        let next_seq = self.runs.run_of(found.attempt).and_then(|run| run.expected(found.attempt));
-        let next_arrival = self.runs.run(found.pack_run).map_or(0, |run| run.next_arrival());
-        found.extent.first_seq == next_seq.map_or(0, |expected| expected.next_seq)
-            && found.extent.first_arrival == next_arrival
+    /// Whether it follows from what is before it, or would but for what was lost in between.
+    fn counts(&self, found: &Found) -> bool {
+        let Found { pack_run, attempt, extent } = found;
+        let (owner, run) = (self.runs.run_of(*attempt), self.runs.run(*pack_run));
+        let next_seq =
+            owner.as_ref().and_then(|run| run.expected(*attempt)).map_or(0, |known| known.next_seq);
+        let next_arrival = run.as_ref().map_or(0, |run| run.next_arrival());
+        let by_seq = |last| owner.as_ref()?.extent_from_seq(*attempt, last);
+        let by_arrival = |last| run.as_ref()?.extent_from_arrival(last);
+        self.fits(extent.at, extent.first_seq, next_seq, by_seq)
+            && self.fits(extent.at, extent.first_arrival, next_arrival, by_arrival)
+    }
+
+    /// Whether `number` is what comes `next`, or something was lost between `at` and the extent of the last.
+    fn fits(&self, at: Position, number: u64, next: u64, of: impl Fn(u64) -> Option<Extent>) -> bool {
+        let lost = || {
+            let last = next.checked_sub(1).and_then(of).map(|extent| extent.at);
+            self.spots.iter().any(|spot| last.is_none_or(|last| last < spot.at) && spot.at < at)
+        };
+        number == next || (number > next && lost())
     }
 
     fn publish(&mut self, found: &Found) {

@@ -53,6 +53,10 @@ pub(super) trait Disk: Send + Sync + 'static {
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()
     }
+
+    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
+        file.set_len(length)
+    }
 }
 
 /// The operating system's.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use packrun_protocol::block::Block;
 use packrun_protocol::id::AttemptId;
@@ -137,7 +137,7 @@ impl Appender {
         let Tail { segment, length } = &mut self.tail;
         let written = self.disk.write(&segment.file, batch.bytes(), *length);
         report(&self.health, |health| &mut health.write, &written);
-        // What a failed write left lies behind the readable length, and the next write goes over it.
+        // What a failed write left lies behind the readable length; the next write goes over it, or a roll cuts it.
         written.map_err(|error| AppendError::Write { segment: segment.number, reason: error.to_string() })?;
         *length += batch.bytes().len() as u64;
         let written = Written { segment: segment.clone(), end: *length, acks: batch.publish() };
@@ -151,11 +151,25 @@ impl Appender {
         if self.tail.length < self.segment_bytes.max(segment::HEADER_BYTES as u64 + 1) {
             return;
         }
-        let created = Segment::create(&self.dir, self.tail.segment.number + 1, &*self.disk);
+        let created = self
+            .cut_leftovers()
+            .and_then(|()| Segment::create(&self.dir, self.tail.segment.number + 1, &*self.disk));
         report(&self.health, |health| &mut health.write, &created);
         if let Ok(segment) = created {
             self.tail = Tail { segment: Arc::new(segment), length: segment::HEADER_BYTES as u64 };
         }
+    }
+
+    /// Cuts off what a failed write left behind the tail. At the next start it would count in place of what the
+    /// following segment has, so the syncer brings the cut to the disk before it acknowledges any of that.
+    fn cut_leftovers(&self) -> io::Result<()> {
+        let Tail { segment, length } = &self.tail;
+        if segment.file.metadata()?.len() > *length {
+            self.disk.cut(&segment.file, *length)?;
+            let cut = Written { segment: segment.clone(), end: *length, acks: Vec::new() };
+            let _ = self.written.send(cut);
+        }
+        Ok(())
     }
 }
 
@@ -183,27 +197,16 @@ pub(super) struct Syncer {
     pub(super) acks: HashMap<AttemptId, (Arc<RunLog>, u64)>,
     /// The last segment whose name is on disk.
     pub(super) named: u64,
-    /// The last segment of which a sync has failed: its pages can't be trusted to be written by the next.
-    pub(super) distrusted: Option<u64>,
+    /// The last segment of which a sync has failed, and its length then: its pages before that can't be trusted
+    /// to be written by the next.
+    pub(super) distrusted: Option<(u64, u64)>,
 }
 
 impl Syncer {
     /// Works until the appender is gone and what it wrote was synced, or once more could not be.
     pub(super) fn run(mut self, written: Receiver<Written>) {
         let mut retry: Option<Duration> = None;
-        loop {
-            let next = match retry {
-                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(pause) => written.recv_timeout(pause),
-            };
-            match next {
-                Ok(next) => self.note(next),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            for next in written.try_iter() {
-                self.note(next);
-            }
+        while self.wait(&written, retry) {
             let synced = self.sync();
             report(&self.health, |health| &mut health.sync, &synced);
             retry = match synced {
@@ -215,6 +218,28 @@ impl Syncer {
         report(&self.health, |health| &mut health.sync, &synced);
     }
 
+    /// Notes what was written until a sync is due: after `pause`, or without one as soon as there is something.
+    /// `false` when the appender is gone.
+    fn wait(&mut self, written: &Receiver<Written>, pause: Option<Duration>) -> bool {
+        let due = pause.map(|pause| Instant::now() + pause);
+        loop {
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let next = match left {
+                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(left) => written.recv_timeout(left),
+            };
+            match next {
+                Ok(next) => self.note(next),
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            if left.is_none_or(|left| left.is_zero()) {
+                written.try_iter().for_each(|next| self.note(next));
+                return true;
+            }
+        }
+    }
+
     fn note(&mut self, written: Written) {
         let Written { segment, end, acks } = written;
         self.dirty.insert(segment.number, (segment, end));
@@ -223,18 +248,22 @@ impl Syncer {
         }
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    /// Brings to the disk what is noted and says so; stops at the first segment that fails.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         while let Some((number, (segment, end))) = self.dirty.first_key_value().map(|(n, s)| (*n, s.clone()))
         {
             let durable = *self.durable.borrow();
-            if self.distrusted == Some(number) {
+            if self.distrusted.is_some_and(|(distrusted, _)| distrusted == number) {
                 let from = if durable.segment == number { durable.offset } else { 0 };
                 segment.rewrite(&*self.disk, from, end)?;
             }
             if let Err(error) = self.disk.sync(&segment.file) {
-                self.distrusted = Some(number);
+                // More than was noted may have been written when it failed, and is noted only later.
+                let length = segment.file.metadata().map_or(u64::MAX, |metadata| metadata.len());
+                self.distrusted = Some((number, length));
                 return Err(error);
             }
+            self.distrusted.take_if(|(distrusted, length)| *distrusted == number && *length <= end);
             if number > self.named {
                 segment::sync_dir(&self.dir)?;
                 self.named = number;

@@ -29,8 +29,9 @@ async fn page(
     watermark: Option<Timestamp>,
     limit: usize,
 ) -> Vec<(MergeKey, String)> {
-    let attempts =
-        (0..ATTEMPTS).map(|number| (attempt(number), store.extents(attempt(number)).unwrap_or_default()));
+    let attempts = (0..ATTEMPTS).map(|number| {
+        (attempt(number), store.extents_behind(attempt(number), after, limit).unwrap_or_default())
+    });
     let mut reader = store.read_chronological(attempts.collect(), after, watermark);
     let mut page = Vec::new();
     while page.len() < limit
@@ -76,4 +77,23 @@ async fn who_polls_below_the_watermark_reads_what_a_final_read_gives() {
     polled.extend(page(&store, after, None, usize::MAX).await);
     assert_eq!(polled, page(&store, None, None, usize::MAX).await);
     assert!(polled.is_sorted());
+}
+
+#[tokio::test]
+async fn a_page_takes_no_more_extents_than_it_may_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    write(&store, 0..30).await;
+    let all = page(&store, None, None, usize::MAX).await;
+    for (last, _) in &all {
+        for number in 0..ATTEMPTS {
+            let behind: Vec<_> = all.iter().filter(|(key, _)| key > last).map(|(key, _)| key).collect();
+            let own = behind.iter().find(|key| key.attempt == attempt(number));
+            let extents = store.extents_behind(attempt(number), Some(*last), 2).unwrap();
+            assert!(extents.len() <= 2);
+            let first = extents.first().map(|extent| extent.first_seq..extent.next_seq());
+            assert_eq!(first.is_some(), own.is_some());
+            assert!(own.is_none_or(|key| first.is_some_and(|first| first.contains(&key.seq))));
+        }
+    }
 }

@@ -73,23 +73,54 @@ async fn a_tail_torn_at_any_byte_is_cut_and_the_block_is_taken_again() {
 async fn damage_in_what_was_on_disk_is_reported_and_what_follows_is_kept() {
     let whole = tempfile::tempdir().unwrap();
     let extents = five_blocks(whole.path()).await;
-    let second = extents.iter().find(|extent| extent.first_arrival == 1).unwrap();
-    for offset in 0..second.length {
+    let blocks: Vec<_> = [1, 1, 1, 2, 2].into_iter().zip(&extents).collect();
+    for (damaged, offset) in extents.iter().flat_map(|extent| (0..extent.length).map(move |at| (extent, at)))
+    {
         let dir = tempfile::tempdir().unwrap();
         fs::copy(segment_file(whole.path(), 1), segment_file(dir.path(), 1)).unwrap();
         let file = OpenOptions::new().read(true).write(true).open(segment_file(dir.path(), 1)).unwrap();
-        let at = second.at.offset + u64::from(offset);
+        let at = damaged.at.offset + u64::from(offset);
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
         let (store, recovery) = open(dir.path());
-        let damage = vec![Spot { at: second.at, bytes: u64::from(second.length) }];
-        assert_eq!(recovery, Recovery { cut: None, damage, blocks: 4 }, "byte {offset}");
-        assert_eq!((readable(&store, 1), readable(&store, 2)), (6, 4));
-        let rest = texts(store.read_attempt(attempt(2), 2).unwrap(), 2).await;
-        assert_eq!(rest, expected_texts(attempt(2), 2..4));
+        let place = format!("byte {offset} of block {}", damaged.first_arrival);
+        // Nothing says of the last block that it was on disk.
+        let is_last = damaged.first_arrival == 4;
+        let damage = vec![Spot { at: damaged.at, bytes: u64::from(damaged.length) }];
+        let expected = if is_last {
+            Recovery { cut: Some(damaged.at), damage: vec![], blocks: 4 }
+        } else {
+            Recovery { cut: None, damage, blocks: 4 }
+        };
+        assert_eq!(recovery, expected, "{place}");
+        for number in [1, 2] {
+            let mut reader = store.read_attempt(attempt(number), 0).unwrap();
+            for (_, kept) in blocks.iter().filter(|(whose, kept)| *whose == number && kept.at != damaged.at) {
+                let read = reader.next_ready().await.unwrap().unwrap();
+                assert_eq!(read.block.first_seq(), kept.first_seq, "{place}");
+            }
+            assert!(reader.next_ready().await.unwrap().is_none(), "{place}");
+        }
+        let next_arrival = store.feed_progress(pack_run(9)).unwrap().borrow().next_arrival;
+        assert_eq!(next_arrival, if is_last { 4 } else { 5 }, "{place}");
         store.close().await;
     }
+}
+
+#[tokio::test]
+async fn what_a_failed_write_left_is_not_taken_for_what_follows_damage_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let extents = five_blocks(dir.path()).await;
+    // A block of attempt 2 went over one of attempt 1, and behind it lies the next of attempt 1.
+    let end = disk::leave_behind(dir.path(), 5, &[(2, 4), (1, 7)], 0)[1];
+    let second = extents.iter().find(|extent| extent.first_arrival == 1).unwrap();
+    let file = OpenOptions::new().write(true).open(segment_file(dir.path(), 1)).unwrap();
+    file.write_all_at(&[0], second.at.offset).unwrap();
+    let (store, recovery) = open(dir.path());
+    let damage = vec![Spot { at: second.at, bytes: u64::from(second.length) }];
+    assert_eq!(recovery, Recovery { cut: Some(end), damage, blocks: 5 });
+    assert_eq!((readable(&store, 1), readable(&store, 2)), (6, 5));
 }
 
 #[tokio::test]
