@@ -6,6 +6,7 @@
 //!
 //! What a blob is called, where it belongs and its mode are kept by the caller.
 
+mod disk;
 mod upload;
 
 use std::fs::File;
@@ -19,6 +20,8 @@ use packrun_protocol::limit;
 use thiserror::Error;
 
 pub use upload::Upload;
+
+use disk::{Disk, RealDisk};
 
 /// Why content was not taken or given.
 #[derive(Debug, Error)]
@@ -117,6 +120,7 @@ pub struct Blob {
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
     dir: Arc<PathBuf>,
+    disk: Arc<dyn Disk>,
     bytes_max: u64,
     /// Held to drop a blob, or to find that it is here and must not be dropped.
     dropping: Arc<Mutex<()>>,
@@ -129,13 +133,17 @@ impl ArtifactStore {
     /// # Errors
     /// When the folders can't be made.
     pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
+        Self::open_on(Arc::new(RealDisk), dir, bytes_max)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
         for part in ["blobs", "partial"] {
             let path = dir.join(part);
             std::fs::create_dir_all(&path).map_err(|source| ArtifactError::Io { path, source })?;
         }
-        sync_dir(dir)?;
+        disk.sync_dir(dir).map_err(|source| ArtifactError::Io { path: dir.to_owned(), source })?;
         let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
-        Ok(Self { dir: Arc::new(dir.to_owned()), bytes_max, dropping: Arc::default() })
+        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, dropping: Arc::default() })
     }
 
     /// The size in bytes of the content with this digest; `None` when it is not here.
@@ -288,12 +296,6 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
     let read = std::fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
     read.map_err(|source| ArtifactError::Io { path: folder.to_owned(), source })
-}
-
-/// Brings the names in a folder to the disk.
-fn sync_dir(path: &Path) -> Result<(), ArtifactError> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 
+mod disk;
+
 const MAX: u64 = 64 << 20;
 
 fn id(path: &str) -> UploadId {

@@ -5,7 +5,7 @@
 //! what was written; then the digest says so in the end, and the upload starts over.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ArtifactError, ArtifactStore, UploadId, blocking, found, sync_dir};
+use super::{ArtifactError, ArtifactStore, UploadId, blocking, found};
 
 /// Bytes that are collected before they are written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -154,14 +154,23 @@ impl Partial {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
-        self.file.write_all(bytes).map_err(|source| self.refused(source))?;
+        self.store.disk.write(&self.file, bytes).map_err(|source| self.refused(source))?;
         self.hasher.update(bytes);
         self.unsynced += bytes.len() as u64;
         if self.unsynced >= SYNC_BYTES {
-            self.file.sync_data().map_err(|source| self.refused(source))?;
+            self.sync()?;
             self.unsynced = 0;
         }
         Ok(())
+    }
+
+    /// Brings what has come to the disk, or drops all of it: after a failed sync the kernel takes the pages for
+    /// clean, so who resumed would read the content whole, and a second sync would succeed without it.
+    fn sync(&self) -> Result<(), ArtifactError> {
+        self.store.disk.sync(&self.file).map_err(|source| match self.store.disk.remove(&self.path) {
+            Ok(()) => self.refused(source),
+            Err(kept) => self.refused(kept),
+        })
     }
 
     fn finish(self, announced: Digest) -> Result<(), ArtifactError> {
@@ -170,21 +179,23 @@ impl Partial {
             self.remove()?;
             return Err(ArtifactError::Mismatch { announced, actual });
         }
-        self.file.sync_all().map_err(|source| self.refused(source))?;
+        self.sync()?;
         let blob = self.store.blob(announced);
         let blobs = self.store.dir.join("blobs");
         let folder = blob.parent().unwrap_or(&blobs);
         match std::fs::create_dir(folder) {
-            Ok(()) => sync_dir(&blobs)?,
+            Ok(()) => self.store.disk.sync_dir(&blobs).map_err(|source| self.refused(source))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => return Err(self.refused(source)),
         }
-        std::fs::rename(&self.path, &blob).map_err(|source| self.refused(source))?;
-        sync_dir(folder)
+        let disk = &self.store.disk;
+        disk.rename(&self.path, &blob)
+            .and_then(|()| disk.sync_dir(folder))
+            .map_err(|source| self.refused(source))
     }
 
     fn remove(self) -> Result<(), ArtifactError> {
-        std::fs::remove_file(&self.path).map_err(|source| self.refused(source))
+        self.store.disk.remove(&self.path).map_err(|source| self.refused(source))
     }
 
     fn refused(&self, source: io::Error) -> ArtifactError {
