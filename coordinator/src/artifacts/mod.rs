@@ -1,18 +1,19 @@
 //! Artifacts: content by its sha256, and uploads that go on where they broke off.
 //!
-//! `blobs/ab/<hex>` is whole, checked and on disk from the moment it has that name, and never changes.
+//! `blobs/ab/<hex>` is whole, checked and on disk from the moment it is found under that name, and never changes.
 //! `partial/<hex>-<upload>` is what has come of an upload; it is locked while somebody writes it. Several uploads
-//! of one digest don't know of each other: the last to finish replaces the same content.
+//! of one digest don't know of each other: the first to finish leaves the content, the others find it there.
 //!
 //! What a blob is called, where it belongs and its mode are kept by the caller.
 
 mod disk;
+mod shard;
 mod upload;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use packrun_protocol::id::{AttemptId, Digest};
@@ -22,6 +23,7 @@ use thiserror::Error;
 pub use upload::Upload;
 
 use disk::{Disk, RealDisk};
+use shard::Shard;
 
 /// Why content was not taken or given.
 #[derive(Debug, Error)]
@@ -122,8 +124,7 @@ pub struct ArtifactStore {
     dir: Arc<PathBuf>,
     disk: Arc<dyn Disk>,
     bytes_max: u64,
-    /// Held to drop a blob, or to find that it is here and must not be dropped.
-    dropping: Arc<Mutex<()>>,
+    shards: Arc<[Mutex<Shard>]>,
 }
 
 impl ArtifactStore {
@@ -137,13 +138,17 @@ impl ArtifactStore {
     }
 
     fn open_on(disk: Arc<dyn Disk>, dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
-        for part in ["blobs", "partial"] {
-            let path = dir.join(part);
-            std::fs::create_dir_all(&path).map_err(|source| ArtifactError::Io { path, source })?;
-        }
-        disk.sync_dir(dir).map_err(|source| ArtifactError::Io { path: dir.to_owned(), source })?;
+        let refused = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ArtifactError::Io { path, source }
+        };
+        let (blobs, partial) = (dir.join("blobs"), dir.join("partial"));
+        std::fs::create_dir_all(&blobs).map_err(refused(&blobs))?;
+        std::fs::create_dir_all(&partial).map_err(refused(&partial))?;
+        disk.sync_dir(dir).map_err(refused(dir))?;
+        let shards = Shard::open_all(&*disk, &blobs).map_err(refused(&blobs))?.into();
         let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
-        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, dropping: Arc::default() })
+        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, shards })
     }
 
     /// The size in bytes of the content with this digest; `None` when it is not here.
@@ -152,7 +157,8 @@ impl ArtifactStore {
     /// When the disk can't tell.
     pub async fn have(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
         let store = self.clone();
-        blocking(move || store.size_of(digest)).await
+        blocking(move || Ok(store.in_shard(digest, |shard| shard.find(digest))?.map(|(_, bytes)| bytes)))
+            .await
     }
 
     /// Begins or resumes an upload. What an earlier try has left is read and hashed first.
@@ -165,7 +171,7 @@ impl ArtifactStore {
             return Err(ArtifactError::TooLarge { announced: bytes, limit: self.bytes_max });
         }
         let store = self.clone();
-        blocking(move || match store.want(digest)? {
+        blocking(move || match store.in_shard(digest, |shard| shard.want(digest))? {
             Some(actual) if actual == bytes => Ok(Begin::Have),
             Some(actual) => Err(ArtifactError::Size { digest, announced: bytes, actual }),
             None => Upload::begin(&store, id, digest, bytes).map(Begin::Send),
@@ -178,11 +184,10 @@ impl ArtifactStore {
     /// # Errors
     /// When the disk doesn't give it.
     pub async fn read(&self, digest: Digest) -> Result<Option<Blob>, ArtifactError> {
-        let path = self.blob(digest);
+        let store = self.clone();
         blocking(move || {
-            let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-            let blob = opened.map(|(bytes, file)| Blob { file: tokio::fs::File::from_std(file), bytes });
-            found(blob).map_err(|source| ArtifactError::Io { path, source })
+            let opened = store.in_shard(digest, |shard| shard.find(digest))?;
+            Ok(opened.map(|(file, bytes)| Blob { file: tokio::fs::File::from_std(file), bytes }))
         })
         .await
     }
@@ -200,12 +205,12 @@ impl ArtifactStore {
         let store = self.clone();
         blocking(move || {
             let mut dropped = 0;
-            for shard in entries(&store.dir.join("blobs"))? {
-                for path in entries(&shard)? {
-                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                    let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
-                    if !used(digest) && store.drop_blob(&path, time)? {
-                        dropped += 1;
+            for shard in &*store.shards {
+                let digests = held(shard).digests()?;
+                for digest in digests {
+                    if !used(digest) {
+                        let drop = |shard: &Shard| shard.drop_unwanted(&*store.disk, digest, time);
+                        dropped += usize::from(store.in_shard(digest, drop)?);
                     }
                 }
             }
@@ -236,36 +241,14 @@ impl ArtifactStore {
         .await
     }
 
-    fn size_of(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
-        let path = self.blob(digest);
-        let metadata = found(std::fs::metadata(&path));
-        Ok(metadata.map_err(|source| ArtifactError::Io { path, source })?.map(|metadata| metadata.len()))
-    }
-
-    /// The size of content that is about to be referred to, which keeps it for a while.
-    fn want(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
-        let path = self.blob(digest);
-        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let touched = found(File::open(&path)).and_then(|file| {
-            let Some(file) = file else { return Ok(None) };
-            file.set_modified(SystemTime::now())?;
-            Ok(Some(file.metadata()?.len()))
-        });
-        touched.map_err(|source| ArtifactError::Io { path, source })
-    }
-
-    fn drop_blob(&self, path: &Path, time: SystemTime) -> Result<bool, ArtifactError> {
-        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let dropped = found(std::fs::metadata(path)).and_then(|metadata| match metadata {
-            Some(metadata) if metadata.modified()? < time => std::fs::remove_file(path).map(|()| true),
-            _ => Ok(false),
-        });
-        dropped.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
-    }
-
-    fn blob(&self, digest: Digest) -> PathBuf {
-        let hex = digest.to_hex();
-        self.dir.join("blobs").join(&hex[..2]).join(hex)
+    /// Does something to the content's name.
+    fn in_shard<T>(
+        &self,
+        digest: Digest,
+        act: impl FnOnce(&Shard) -> io::Result<T>,
+    ) -> Result<T, ArtifactError> {
+        let shard = held(&self.shards[Shard::number(digest)]);
+        act(&shard).map_err(|source| ArtifactError::Io { path: shard.blob(digest), source })
     }
 
     fn partial(&self, digest: Digest, id: UploadId) -> PathBuf {
@@ -280,6 +263,11 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ArtifactError> {
     let lost = |error| ArtifactError::Io { path: PathBuf::new(), source: io::Error::other(error) };
     tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+/// A shard, for oneself.
+fn held(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes "not found" for an answer.

@@ -34,6 +34,16 @@ async fn stored(store: &ArtifactStore, digest: Digest) -> Vec<u8> {
     bytes
 }
 
+fn hours_ago(hours: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_secs(3600 * hours)
+}
+
+/// Makes it as if content had been sent two hours ago.
+fn grow_old(store: &ArtifactStore, digest: Digest) {
+    let (file, _) = store.in_shard(digest, |shard| shard.find(digest)).unwrap().unwrap();
+    file.set_modified(hours_ago(2)).unwrap();
+}
+
 fn partials(dir: &Path) -> usize {
     std::fs::read_dir(dir.join("partial")).unwrap().count()
 }
@@ -185,17 +195,15 @@ async fn only_content_that_is_neither_used_nor_wanted_is_dropped() {
     let contents = [1000, 2000, 3000].map(content);
     let digests = contents.each_ref().map(|content| Digest::of(content));
     let [used, wanted, unused] = digests;
-    let long_ago = SystemTime::now() - Duration::from_secs(7200);
     for (content, digest) in contents.iter().zip(digests) {
         let mut upload = sending(&store, "a", digest, content.len()).await;
         upload.write(content.clone()).await.unwrap();
         upload.finish().await.unwrap();
-        File::open(store.blob(digest)).unwrap().set_modified(long_ago).unwrap();
+        grow_old(&store, digest);
     }
     assert!(matches!(store.begin(id("b"), wanted, 2000).await, Ok(Begin::Have)));
     let mut blob = store.read(unused).await.unwrap().unwrap();
-    let hour_ago = long_ago + Duration::from_secs(3600);
-    assert_eq!(store.drop_unused(hour_ago, move |digest| digest == used).await.unwrap(), 1);
+    assert_eq!(store.drop_unused(hours_ago(1), move |digest| digest == used).await.unwrap(), 1);
     let mut left = Vec::new();
     for digest in digests {
         left.push(store.have(digest).await.unwrap());

@@ -180,18 +180,8 @@ impl Partial {
             return Err(ArtifactError::Mismatch { announced, actual });
         }
         self.sync()?;
-        let blob = self.store.blob(announced);
-        let blobs = self.store.dir.join("blobs");
-        let folder = blob.parent().unwrap_or(&blobs);
-        match std::fs::create_dir(folder) {
-            Ok(()) => self.store.disk.sync_dir(&blobs).map_err(|source| self.refused(source))?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(self.refused(source)),
-        }
-        let disk = &self.store.disk;
-        disk.rename(&self.path, &blob)
-            .and_then(|()| disk.sync_dir(folder))
-            .map_err(|source| self.refused(source))
+        let Self { store, path, file, .. } = self;
+        store.in_shard(announced, |shard| shard.put(&*store.disk, announced, &path, &file))
     }
 
     fn remove(self) -> Result<(), ArtifactError> {
