@@ -228,3 +228,16 @@ async fn only_partial_files_that_nobody_sends_are_dropped() {
     drop(under_way);
     assert_eq!(store.drop_partials(now + Duration::from_secs(3600)).await.unwrap(), 1);
 }
+
+#[test]
+fn a_file_that_was_finished_or_replaced_before_it_was_locked_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("partial");
+    std::fs::write(&path, "left").unwrap();
+    let opened = File::open(&path).unwrap();
+    std::fs::rename(&path, dir.path().join("finished")).unwrap();
+    assert_eq!(upload::claim(&path, &opened).unwrap(), None);
+    std::fs::write(&path, "another").unwrap();
+    assert_eq!(upload::claim(&path, &opened).unwrap(), None);
+    assert_eq!(upload::claim(&path, &File::open(&path).unwrap()).unwrap(), Some(7));
+}

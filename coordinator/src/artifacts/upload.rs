@@ -4,10 +4,10 @@
 //! slows this sender only, and a power cut costs little. What a power cut leaves in a partial file need not be
 //! what was written; then the digest says so in the end, and the upload starts over.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use packrun_protocol::id::Digest;
@@ -53,20 +53,9 @@ impl Upload {
         let refused = |source| ArtifactError::Io { path: path.clone(), source };
         let opened = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = opened.map_err(refused)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(ArtifactError::Busy(digest)),
-            Err(std::fs::TryLockError::Error(source)) => return Err(refused(source)),
-        }
-        // Between opening and locking, another may have finished the file or dropped it: then this one is no
-        // longer the upload's, and must not be written to.
-        let named = found(std::fs::metadata(&path)).map_err(refused)?;
-        let opened = file.metadata().map_err(refused)?;
-        if named.is_none_or(|named| named.ino() != opened.ino()) {
-            return Err(ArtifactError::Busy(digest));
-        }
+        let left = claim(&path, &file).map_err(refused)?.ok_or(ArtifactError::Busy(digest))?;
         let mut partial = Partial { store: store.clone(), file, hasher: Sha256::new(), unsynced: 0, path };
-        let offset = partial.hash_left(opened.len(), announced)?;
+        let offset = partial.hash_left(left, announced)?;
         Ok(Self {
             digest,
             announced,
@@ -191,4 +180,18 @@ impl Partial {
     fn refused(&self, source: io::Error) -> ArtifactError {
         ArtifactError::Io { path: self.path.clone(), source }
     }
+}
+
+/// Locks the file opened at `path`, and gives its size; `None` when it is another's.
+pub(super) fn claim(path: &Path, file: &File) -> io::Result<Option<u64>> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // Between opening and locking, another may have finished the file or dropped it: then this one is no longer
+    // the upload's, and must not be written to.
+    let named = found(std::fs::metadata(path))?;
+    let opened = file.metadata()?;
+    Ok(named.filter(|named| named.ino() == opened.ino()).map(|_| opened.len()))
 }
