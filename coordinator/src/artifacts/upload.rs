@@ -27,8 +27,9 @@ pub struct Upload {
     announced: u64,
     received: u64,
     offset: u64,
-    waiting: Vec<Bytes>,
-    waiting_bytes: usize,
+    /// What is not yet written: less than [`WRITE_BYTES`], and a copy, for a received piece keeps all of its
+    /// datagram in memory.
+    waiting: Vec<u8>,
     /// Absent after a call was cancelled or failed.
     partial: Option<Box<Partial>>,
 }
@@ -61,8 +62,7 @@ impl Upload {
             announced,
             received: offset,
             offset,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            waiting: Vec::with_capacity(announced.saturating_sub(offset).min(WRITE_BYTES as u64) as usize),
             partial: Some(Box::new(partial)),
         })
     }
@@ -77,7 +77,7 @@ impl Upload {
     ///
     /// # Errors
     /// When there are more than announced, or the disk fails.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ArtifactError> {
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), ArtifactError> {
         let (digest, announced) = (self.digest, self.announced);
         self.received = self.received.saturating_add(bytes.len() as u64);
         if self.received > announced {
@@ -86,9 +86,14 @@ impl Upload {
             }
             return Err(ArtifactError::Overlong { digest, announced });
         }
-        self.waiting_bytes += bytes.len();
-        self.waiting.push(bytes);
-        if self.waiting_bytes >= WRITE_BYTES { self.flush().await } else { Ok(()) }
+        while !bytes.is_empty() {
+            let fitting = bytes.split_to(bytes.len().min(WRITE_BYTES - self.waiting.len()));
+            self.waiting.extend_from_slice(&fitting);
+            if self.waiting.len() == WRITE_BYTES {
+                self.flush().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the content and makes it known, on disk. Cancelled, it may or may not have been done; begin again.
@@ -107,15 +112,14 @@ impl Upload {
 
     async fn flush(&mut self) -> Result<(), ArtifactError> {
         let mut partial = self.partial.take().ok_or(ArtifactError::Interrupted(self.digest))?;
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
+        let mut waiting = std::mem::take(&mut self.waiting);
         let written = blocking(move || {
-            for bytes in &waiting {
-                partial.write(bytes)?;
-            }
-            Ok(partial)
+            partial.write(&waiting)?;
+            waiting.clear();
+            Ok((partial, waiting))
         });
-        self.partial = Some(written.await?);
+        let (partial, waiting) = written.await?;
+        (self.partial, self.waiting) = (Some(partial), waiting);
         Ok(())
     }
 }

@@ -204,3 +204,31 @@ async fn old_content_that_is_sent_again_is_kept() {
     assert_eq!(store.drop_unused(hours_ago(1), |_| false).await.unwrap(), 1);
     assert_eq!(disk.steps(), [Step::Remove(digest.to_hex())]);
 }
+
+#[tokio::test]
+async fn small_pieces_are_written_together_and_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, store) = open_on_model(dir.path());
+    let content = content(1 << 20);
+    let digest = Digest::of(&content);
+    let mut upload = sending(&store, "a", digest, content.len()).await;
+    disk.steps();
+    for piece in content.chunks(1400) {
+        let piece = Arc::new(piece.to_vec());
+        let received = bytes::Bytes::from_owner(Piece(piece.clone()));
+        upload.write(received).await.unwrap();
+        assert_eq!(Arc::strong_count(&piece), 1, "the datagram is still in memory");
+    }
+    assert_eq!(disk.steps(), [const { Step::Write(256 << 10) }; 4]);
+    upload.finish().await.unwrap();
+    assert!(stored(&store, digest).await == content);
+}
+
+/// What came in one datagram.
+struct Piece(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
