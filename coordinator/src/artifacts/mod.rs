@@ -19,11 +19,16 @@ use std::time::SystemTime;
 use packrun_protocol::id::{AttemptId, Digest};
 use packrun_protocol::limit;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use upload::Upload;
 
 use disk::{Disk, RealDisk};
 use shard::Shard;
+
+/// Calls that may wait for the disk at a time. Enough to keep a disk busy, and few of the 512 threads that the
+/// runtime has for all that blocks: commits and reads of logs need theirs however slow uploads are.
+const BLOCKING_MAX: usize = 32;
 
 /// Why content was not taken or given.
 #[derive(Debug, Error)]
@@ -125,6 +130,7 @@ pub struct ArtifactStore {
     disk: Arc<dyn Disk>,
     bytes_max: u64,
     shards: Arc<[Mutex<Shard>]>,
+    permits: Arc<Semaphore>,
 }
 
 impl ArtifactStore {
@@ -148,7 +154,8 @@ impl ArtifactStore {
         disk.sync_dir(dir).map_err(refused(dir))?;
         let shards = Shard::open_all(&*disk, &blobs).map_err(refused(&blobs))?.into();
         let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
-        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, shards })
+        let permits = Arc::new(Semaphore::new(BLOCKING_MAX));
+        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, shards, permits })
     }
 
     /// The size in bytes of the content with this digest; `None` when it is not here.
@@ -157,7 +164,7 @@ impl ArtifactStore {
     /// When the disk can't tell.
     pub async fn have(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
         let store = self.clone();
-        blocking(move || Ok(store.in_shard(digest, |shard| shard.find(digest))?.map(|(_, bytes)| bytes)))
+        self.blocking(move || Ok(store.in_shard(digest, |shard| shard.find(digest))?.map(|(_, bytes)| bytes)))
             .await
     }
 
@@ -171,7 +178,7 @@ impl ArtifactStore {
             return Err(ArtifactError::TooLarge { announced: bytes, limit: self.bytes_max });
         }
         let store = self.clone();
-        blocking(move || match store.in_shard(digest, |shard| shard.want(digest))? {
+        self.blocking(move || match store.in_shard(digest, |shard| shard.want(digest))? {
             Some(actual) if actual == bytes => Ok(Begin::Have),
             Some(actual) => Err(ArtifactError::Size { digest, announced: bytes, actual }),
             None => Upload::begin(&store, id, digest, bytes).map(Begin::Send),
@@ -185,7 +192,7 @@ impl ArtifactStore {
     /// When the disk doesn't give it.
     pub async fn read(&self, digest: Digest) -> Result<Option<Blob>, ArtifactError> {
         let store = self.clone();
-        blocking(move || {
+        self.blocking(move || {
             let opened = store.in_shard(digest, |shard| shard.find(digest))?;
             Ok(opened.map(|(file, bytes)| Blob { file: tokio::fs::File::from_std(file), bytes }))
         })
@@ -203,7 +210,7 @@ impl ArtifactStore {
         used: impl Fn(Digest) -> bool + Send + 'static,
     ) -> Result<usize, ArtifactError> {
         let store = self.clone();
-        blocking(move || {
+        self.blocking(move || {
             let mut dropped = 0;
             for shard in &*store.shards {
                 let digests = held(shard).digests()?;
@@ -225,7 +232,7 @@ impl ArtifactStore {
     /// When the disk fails.
     pub async fn drop_partials(&self, time: SystemTime) -> Result<usize, ArtifactError> {
         let folder = self.dir.join("partial");
-        blocking(move || {
+        self.blocking(move || {
             let mut dropped = 0;
             for path in entries(&folder)? {
                 let refused = |source| ArtifactError::Io { path: path.clone(), source };
@@ -251,18 +258,25 @@ impl ArtifactStore {
         act(&shard).map_err(|source| ArtifactError::Io { path: shard.blob(digest), source })
     }
 
+    /// Runs `work` where it may wait for the disk. What is cancelled goes on, and counts until it ends.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
+    ) -> Result<T, ArtifactError> {
+        let lost = |source| ArtifactError::Io { path: self.dir.to_path_buf(), source };
+        let closed = |error| lost(io::Error::other(error));
+        let permit = self.permits.clone().acquire_owned().await.map_err(closed)?;
+        let worked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        worked.await.map_err(|error| lost(io::Error::other(error)))?
+    }
+
     fn partial(&self, digest: Digest, id: UploadId) -> PathBuf {
         let id = id.0.to_hex();
         self.dir.join("partial").join(format!("{}-{}", digest.to_hex(), &id[..32]))
     }
-}
-
-/// Runs `work` where it may wait for the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
-) -> Result<T, ArtifactError> {
-    let lost = |error| ArtifactError::Io { path: PathBuf::new(), source: io::Error::other(error) };
-    tokio::task::spawn_blocking(work).await.map_err(lost)?
 }
 
 /// A shard, for oneself.

@@ -241,3 +241,30 @@ fn a_file_that_was_finished_or_replaced_before_it_was_locked_is_not_written_to()
     assert_eq!(upload::claim(&path, &opened).unwrap(), None);
     assert_eq!(upload::claim(&path, &File::open(&path).unwrap()).unwrap(), Some(7));
 }
+
+#[test]
+fn waiting_for_a_slow_disk_leaves_threads_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().max_blocking_threads(BLOCKING_MAX + 1).build().unwrap();
+    let disk = Arc::new(Mutex::new(7));
+    let slow = disk.lock().unwrap();
+    let (calls, others) = runtime.block_on(async {
+        let begun = Arc::new(Semaphore::new(0));
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..2 * BLOCKING_MAX {
+            let (store, disk, begun) = (store.clone(), disk.clone(), begun.clone());
+            calls.spawn(async move {
+                begun.add_permits(1);
+                store.blocking(move || Ok(*disk.lock().unwrap())).await.unwrap();
+            });
+        }
+        let _all = begun.acquire_many(2 * BLOCKING_MAX as u32).await.unwrap();
+        let other = tokio::task::spawn_blocking(|| ());
+        (calls, tokio::time::timeout(Duration::from_secs(10), other).await)
+    });
+    drop(slow);
+    runtime.block_on(calls.join_all());
+    others.expect("no thread was left").unwrap();
+}

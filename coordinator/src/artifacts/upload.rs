@@ -13,7 +13,7 @@ use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ArtifactError, ArtifactStore, UploadId, blocking, found};
+use super::{ArtifactError, ArtifactStore, UploadId, found};
 
 /// Bytes that are collected before they are written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -82,7 +82,8 @@ impl Upload {
         self.received = self.received.saturating_add(bytes.len() as u64);
         if self.received > announced {
             if let Some(partial) = self.partial.take() {
-                blocking(move || partial.remove()).await?;
+                let store = partial.store.clone();
+                store.blocking(move || partial.remove()).await?;
             }
             return Err(ArtifactError::Overlong { digest, announced });
         }
@@ -107,13 +108,15 @@ impl Upload {
             return Err(ArtifactError::Incomplete { digest, announced, received });
         }
         let partial = self.partial.take().ok_or(ArtifactError::Interrupted(digest))?;
-        blocking(move || partial.finish(digest)).await
+        let store = partial.store.clone();
+        store.blocking(move || partial.finish(digest)).await
     }
 
     async fn flush(&mut self) -> Result<(), ArtifactError> {
         let mut partial = self.partial.take().ok_or(ArtifactError::Interrupted(self.digest))?;
         let mut waiting = std::mem::take(&mut self.waiting);
-        let written = blocking(move || {
+        let store = partial.store.clone();
+        let written = store.blocking(move || {
             partial.write(&waiting)?;
             waiting.clear();
             Ok((partial, waiting))
