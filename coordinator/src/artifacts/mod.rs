@@ -1,24 +1,34 @@
 //! Artifacts: content by its sha256, and uploads that go on where they broke off.
 //!
-//! `blobs/ab/<hex>` is whole, checked and on disk from the moment it has that name, and never changes.
+//! `blobs/ab/<hex>` is whole, checked and on disk from the moment it is found under that name, and never changes.
 //! `partial/<hex>-<upload>` is what has come of an upload; it is locked while somebody writes it. Several uploads
-//! of one digest don't know of each other: the last to finish replaces the same content.
+//! of one digest don't know of each other: the first to finish leaves the content, the others find it there.
 //!
 //! What a blob is called, where it belongs and its mode are kept by the caller.
 
+mod disk;
+mod shard;
 mod upload;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use packrun_protocol::id::{AttemptId, Digest};
 use packrun_protocol::limit;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use upload::Upload;
+
+use disk::{Disk, RealDisk};
+use shard::Shard;
+
+/// Calls that may wait for the disk at a time. Enough to keep a disk busy, and few of the 512 threads that the
+/// runtime has for all that blocks: commits and reads of logs need theirs however slow uploads are.
+const BLOCKING_MAX: usize = 32;
 
 /// Why content was not taken or given.
 #[derive(Debug, Error)]
@@ -117,9 +127,10 @@ pub struct Blob {
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
     dir: Arc<PathBuf>,
+    disk: Arc<dyn Disk>,
     bytes_max: u64,
-    /// Held to drop a blob, or to find that it is here and must not be dropped.
-    dropping: Arc<Mutex<()>>,
+    shards: Arc<[Mutex<Shard>]>,
+    permits: Arc<Semaphore>,
 }
 
 impl ArtifactStore {
@@ -129,13 +140,22 @@ impl ArtifactStore {
     /// # Errors
     /// When the folders can't be made.
     pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
-        for part in ["blobs", "partial"] {
-            let path = dir.join(part);
-            std::fs::create_dir_all(&path).map_err(|source| ArtifactError::Io { path, source })?;
-        }
-        sync_dir(dir)?;
+        Self::open_on(Arc::new(RealDisk), dir, bytes_max)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, dir: &Path, bytes_max: u64) -> Result<Self, ArtifactError> {
+        let refused = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ArtifactError::Io { path, source }
+        };
+        let (blobs, partial) = (dir.join("blobs"), dir.join("partial"));
+        std::fs::create_dir_all(&blobs).map_err(refused(&blobs))?;
+        std::fs::create_dir_all(&partial).map_err(refused(&partial))?;
+        disk.sync_dir(dir).map_err(refused(dir))?;
+        let shards = Shard::open_all(&*disk, &blobs).map_err(refused(&blobs))?.into();
         let bytes_max = bytes_max.min(limit::ARTIFACT_BYTES_MAX);
-        Ok(Self { dir: Arc::new(dir.to_owned()), bytes_max, dropping: Arc::default() })
+        let permits = Arc::new(Semaphore::new(BLOCKING_MAX));
+        Ok(Self { dir: Arc::new(dir.to_owned()), disk, bytes_max, shards, permits })
     }
 
     /// The size in bytes of the content with this digest; `None` when it is not here.
@@ -144,7 +164,8 @@ impl ArtifactStore {
     /// When the disk can't tell.
     pub async fn have(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
         let store = self.clone();
-        blocking(move || store.size_of(digest)).await
+        self.blocking(move || Ok(store.in_shard(digest, |shard| shard.find(digest))?.map(|(_, bytes)| bytes)))
+            .await
     }
 
     /// Begins or resumes an upload. What an earlier try has left is read and hashed first.
@@ -157,7 +178,7 @@ impl ArtifactStore {
             return Err(ArtifactError::TooLarge { announced: bytes, limit: self.bytes_max });
         }
         let store = self.clone();
-        blocking(move || match store.want(digest)? {
+        self.blocking(move || match store.in_shard(digest, |shard| shard.want(digest))? {
             Some(actual) if actual == bytes => Ok(Begin::Have),
             Some(actual) => Err(ArtifactError::Size { digest, announced: bytes, actual }),
             None => Upload::begin(&store, id, digest, bytes).map(Begin::Send),
@@ -170,11 +191,10 @@ impl ArtifactStore {
     /// # Errors
     /// When the disk doesn't give it.
     pub async fn read(&self, digest: Digest) -> Result<Option<Blob>, ArtifactError> {
-        let path = self.blob(digest);
-        blocking(move || {
-            let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-            let blob = opened.map(|(bytes, file)| Blob { file: tokio::fs::File::from_std(file), bytes });
-            found(blob).map_err(|source| ArtifactError::Io { path, source })
+        let store = self.clone();
+        self.blocking(move || {
+            let opened = store.in_shard(digest, |shard| shard.find(digest))?;
+            Ok(opened.map(|(file, bytes)| Blob { file: tokio::fs::File::from_std(file), bytes }))
         })
         .await
     }
@@ -190,14 +210,14 @@ impl ArtifactStore {
         used: impl Fn(Digest) -> bool + Send + 'static,
     ) -> Result<usize, ArtifactError> {
         let store = self.clone();
-        blocking(move || {
+        self.blocking(move || {
             let mut dropped = 0;
-            for shard in entries(&store.dir.join("blobs"))? {
-                for path in entries(&shard)? {
-                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                    let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
-                    if !used(digest) && store.drop_blob(&path, time)? {
-                        dropped += 1;
+            for shard in &*store.shards {
+                let digests = held(shard).digests()?;
+                for digest in digests {
+                    if !used(digest) {
+                        let drop = |shard: &Shard| shard.drop_unwanted(&*store.disk, digest, time);
+                        dropped += usize::from(store.in_shard(digest, drop)?);
                     }
                 }
             }
@@ -212,7 +232,7 @@ impl ArtifactStore {
     /// When the disk fails.
     pub async fn drop_partials(&self, time: SystemTime) -> Result<usize, ArtifactError> {
         let folder = self.dir.join("partial");
-        blocking(move || {
+        self.blocking(move || {
             let mut dropped = 0;
             for path in entries(&folder)? {
                 let refused = |source| ArtifactError::Io { path: path.clone(), source };
@@ -228,36 +248,29 @@ impl ArtifactStore {
         .await
     }
 
-    fn size_of(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
-        let path = self.blob(digest);
-        let metadata = found(std::fs::metadata(&path));
-        Ok(metadata.map_err(|source| ArtifactError::Io { path, source })?.map(|metadata| metadata.len()))
+    /// Does something to the content's name.
+    fn in_shard<T>(
+        &self,
+        digest: Digest,
+        act: impl FnOnce(&Shard) -> io::Result<T>,
+    ) -> Result<T, ArtifactError> {
+        let shard = held(&self.shards[Shard::number(digest)]);
+        act(&shard).map_err(|source| ArtifactError::Io { path: shard.blob(digest), source })
     }
 
-    /// The size of content that is about to be referred to, which keeps it for a while.
-    fn want(&self, digest: Digest) -> Result<Option<u64>, ArtifactError> {
-        let path = self.blob(digest);
-        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let touched = found(File::open(&path)).and_then(|file| {
-            let Some(file) = file else { return Ok(None) };
-            file.set_modified(SystemTime::now())?;
-            Ok(Some(file.metadata()?.len()))
+    /// Runs `work` where it may wait for the disk. What is cancelled goes on, and counts until it ends.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
+    ) -> Result<T, ArtifactError> {
+        let lost = |source| ArtifactError::Io { path: self.dir.to_path_buf(), source };
+        let closed = |error| lost(io::Error::other(error));
+        let permit = self.permits.clone().acquire_owned().await.map_err(closed)?;
+        let worked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
         });
-        touched.map_err(|source| ArtifactError::Io { path, source })
-    }
-
-    fn drop_blob(&self, path: &Path, time: SystemTime) -> Result<bool, ArtifactError> {
-        let _guard = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        let dropped = found(std::fs::metadata(path)).and_then(|metadata| match metadata {
-            Some(metadata) if metadata.modified()? < time => std::fs::remove_file(path).map(|()| true),
-            _ => Ok(false),
-        });
-        dropped.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
-    }
-
-    fn blob(&self, digest: Digest) -> PathBuf {
-        let hex = digest.to_hex();
-        self.dir.join("blobs").join(&hex[..2]).join(hex)
+        worked.await.map_err(|error| lost(io::Error::other(error)))?
     }
 
     fn partial(&self, digest: Digest, id: UploadId) -> PathBuf {
@@ -266,12 +279,9 @@ impl ArtifactStore {
     }
 }
 
-/// Runs `work` where it may wait for the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
-) -> Result<T, ArtifactError> {
-    let lost = |error| ArtifactError::Io { path: PathBuf::new(), source: io::Error::other(error) };
-    tokio::task::spawn_blocking(work).await.map_err(lost)?
+/// A shard, for oneself.
+fn held(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes "not found" for an answer.
@@ -288,12 +298,6 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, ArtifactError> {
     let read = std::fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
     read.map_err(|source| ArtifactError::Io { path: folder.to_owned(), source })
-}
-
-/// Brings the names in a folder to the disk.
-fn sync_dir(path: &Path) -> Result<(), ArtifactError> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| ArtifactError::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

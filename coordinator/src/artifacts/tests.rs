@@ -5,6 +5,8 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 
+mod disk;
+
 const MAX: u64 = 64 << 20;
 
 fn id(path: &str) -> UploadId {
@@ -30,6 +32,16 @@ async fn stored(store: &ArtifactStore, digest: Digest) -> Vec<u8> {
     blob.file.read_to_end(&mut bytes).await.unwrap();
     assert_eq!(bytes.len() as u64, blob.bytes);
     bytes
+}
+
+fn hours_ago(hours: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_secs(3600 * hours)
+}
+
+/// Makes it as if content had been sent two hours ago.
+fn grow_old(store: &ArtifactStore, digest: Digest) {
+    let (file, _) = store.in_shard(digest, |shard| shard.find(digest)).unwrap().unwrap();
+    file.set_modified(hours_ago(2)).unwrap();
 }
 
 fn partials(dir: &Path) -> usize {
@@ -183,17 +195,15 @@ async fn only_content_that_is_neither_used_nor_wanted_is_dropped() {
     let contents = [1000, 2000, 3000].map(content);
     let digests = contents.each_ref().map(|content| Digest::of(content));
     let [used, wanted, unused] = digests;
-    let long_ago = SystemTime::now() - Duration::from_secs(7200);
     for (content, digest) in contents.iter().zip(digests) {
         let mut upload = sending(&store, "a", digest, content.len()).await;
         upload.write(content.clone()).await.unwrap();
         upload.finish().await.unwrap();
-        File::open(store.blob(digest)).unwrap().set_modified(long_ago).unwrap();
+        grow_old(&store, digest);
     }
     assert!(matches!(store.begin(id("b"), wanted, 2000).await, Ok(Begin::Have)));
     let mut blob = store.read(unused).await.unwrap().unwrap();
-    let hour_ago = long_ago + Duration::from_secs(3600);
-    assert_eq!(store.drop_unused(hour_ago, move |digest| digest == used).await.unwrap(), 1);
+    assert_eq!(store.drop_unused(hours_ago(1), move |digest| digest == used).await.unwrap(), 1);
     let mut left = Vec::new();
     for digest in digests {
         left.push(store.have(digest).await.unwrap());
@@ -217,4 +227,44 @@ async fn only_partial_files_that_nobody_sends_are_dropped() {
     assert_eq!(partials(dir.path()), 1);
     drop(under_way);
     assert_eq!(store.drop_partials(now + Duration::from_secs(3600)).await.unwrap(), 1);
+}
+
+#[test]
+fn a_file_that_was_finished_or_replaced_before_it_was_locked_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("partial");
+    std::fs::write(&path, "left").unwrap();
+    let opened = File::open(&path).unwrap();
+    std::fs::rename(&path, dir.path().join("finished")).unwrap();
+    assert_eq!(upload::claim(&path, &opened).unwrap(), None);
+    std::fs::write(&path, "another").unwrap();
+    assert_eq!(upload::claim(&path, &opened).unwrap(), None);
+    assert_eq!(upload::claim(&path, &File::open(&path).unwrap()).unwrap(), Some(7));
+}
+
+#[test]
+fn waiting_for_a_slow_disk_leaves_threads_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().max_blocking_threads(BLOCKING_MAX + 1).build().unwrap();
+    let disk = Arc::new(Mutex::new(7));
+    let slow = disk.lock().unwrap();
+    let (calls, others) = runtime.block_on(async {
+        let begun = Arc::new(Semaphore::new(0));
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..2 * BLOCKING_MAX {
+            let (store, disk, begun) = (store.clone(), disk.clone(), begun.clone());
+            calls.spawn(async move {
+                begun.add_permits(1);
+                store.blocking(move || Ok(*disk.lock().unwrap())).await.unwrap();
+            });
+        }
+        let _all = begun.acquire_many(2 * BLOCKING_MAX as u32).await.unwrap();
+        let other = tokio::task::spawn_blocking(|| ());
+        (calls, tokio::time::timeout(Duration::from_secs(10), other).await)
+    });
+    drop(slow);
+    runtime.block_on(calls.join_all());
+    others.expect("no thread was left").unwrap();
 }

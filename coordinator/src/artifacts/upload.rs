@@ -4,16 +4,16 @@
 //! slows this sender only, and a power cut costs little. What a power cut leaves in a partial file need not be
 //! what was written; then the digest says so in the end, and the upload starts over.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ArtifactError, ArtifactStore, UploadId, blocking, found, sync_dir};
+use super::{ArtifactError, ArtifactStore, UploadId, found};
 
 /// Bytes that are collected before they are written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -27,8 +27,9 @@ pub struct Upload {
     announced: u64,
     received: u64,
     offset: u64,
-    waiting: Vec<Bytes>,
-    waiting_bytes: usize,
+    /// What is not yet written: less than [`WRITE_BYTES`], and a copy, for a received piece keeps all of its
+    /// datagram in memory.
+    waiting: Vec<u8>,
     /// Absent after a call was cancelled or failed.
     partial: Option<Box<Partial>>,
 }
@@ -53,27 +54,15 @@ impl Upload {
         let refused = |source| ArtifactError::Io { path: path.clone(), source };
         let opened = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = opened.map_err(refused)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(ArtifactError::Busy(digest)),
-            Err(std::fs::TryLockError::Error(source)) => return Err(refused(source)),
-        }
-        // Between opening and locking, another may have finished the file or dropped it: then this one is no
-        // longer the upload's, and must not be written to.
-        let named = found(std::fs::metadata(&path)).map_err(refused)?;
-        let opened = file.metadata().map_err(refused)?;
-        if named.is_none_or(|named| named.ino() != opened.ino()) {
-            return Err(ArtifactError::Busy(digest));
-        }
+        let left = claim(&path, &file).map_err(refused)?.ok_or(ArtifactError::Busy(digest))?;
         let mut partial = Partial { store: store.clone(), file, hasher: Sha256::new(), unsynced: 0, path };
-        let offset = partial.hash_left(opened.len(), announced)?;
+        let offset = partial.hash_left(left, announced)?;
         Ok(Self {
             digest,
             announced,
             received: offset,
             offset,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            waiting: Vec::with_capacity(announced.saturating_sub(offset).min(WRITE_BYTES as u64) as usize),
             partial: Some(Box::new(partial)),
         })
     }
@@ -88,18 +77,24 @@ impl Upload {
     ///
     /// # Errors
     /// When there are more than announced, or the disk fails.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ArtifactError> {
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), ArtifactError> {
         let (digest, announced) = (self.digest, self.announced);
         self.received = self.received.saturating_add(bytes.len() as u64);
         if self.received > announced {
             if let Some(partial) = self.partial.take() {
-                blocking(move || partial.remove()).await?;
+                let store = partial.store.clone();
+                store.blocking(move || partial.remove()).await?;
             }
             return Err(ArtifactError::Overlong { digest, announced });
         }
-        self.waiting_bytes += bytes.len();
-        self.waiting.push(bytes);
-        if self.waiting_bytes >= WRITE_BYTES { self.flush().await } else { Ok(()) }
+        while !bytes.is_empty() {
+            let fitting = bytes.split_to(bytes.len().min(WRITE_BYTES - self.waiting.len()));
+            self.waiting.extend_from_slice(&fitting);
+            if self.waiting.len() == WRITE_BYTES {
+                self.flush().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks the content and makes it known, on disk. Cancelled, it may or may not have been done; begin again.
@@ -113,20 +108,21 @@ impl Upload {
             return Err(ArtifactError::Incomplete { digest, announced, received });
         }
         let partial = self.partial.take().ok_or(ArtifactError::Interrupted(digest))?;
-        blocking(move || partial.finish(digest)).await
+        let store = partial.store.clone();
+        store.blocking(move || partial.finish(digest)).await
     }
 
     async fn flush(&mut self) -> Result<(), ArtifactError> {
         let mut partial = self.partial.take().ok_or(ArtifactError::Interrupted(self.digest))?;
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
-        let written = blocking(move || {
-            for bytes in &waiting {
-                partial.write(bytes)?;
-            }
-            Ok(partial)
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let store = partial.store.clone();
+        let written = store.blocking(move || {
+            partial.write(&waiting)?;
+            waiting.clear();
+            Ok((partial, waiting))
         });
-        self.partial = Some(written.await?);
+        let (partial, waiting) = written.await?;
+        (self.partial, self.waiting) = (Some(partial), waiting);
         Ok(())
     }
 }
@@ -154,14 +150,23 @@ impl Partial {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
-        self.file.write_all(bytes).map_err(|source| self.refused(source))?;
+        self.store.disk.write(&self.file, bytes).map_err(|source| self.refused(source))?;
         self.hasher.update(bytes);
         self.unsynced += bytes.len() as u64;
         if self.unsynced >= SYNC_BYTES {
-            self.file.sync_data().map_err(|source| self.refused(source))?;
+            self.sync()?;
             self.unsynced = 0;
         }
         Ok(())
+    }
+
+    /// Brings what has come to the disk, or drops all of it: after a failed sync the kernel takes the pages for
+    /// clean, so who resumed would read the content whole, and a second sync would succeed without it.
+    fn sync(&self) -> Result<(), ArtifactError> {
+        self.store.disk.sync(&self.file).map_err(|source| match self.store.disk.remove(&self.path) {
+            Ok(()) => self.refused(source),
+            Err(kept) => self.refused(kept),
+        })
     }
 
     fn finish(self, announced: Digest) -> Result<(), ArtifactError> {
@@ -170,24 +175,30 @@ impl Partial {
             self.remove()?;
             return Err(ArtifactError::Mismatch { announced, actual });
         }
-        self.file.sync_all().map_err(|source| self.refused(source))?;
-        let blob = self.store.blob(announced);
-        let blobs = self.store.dir.join("blobs");
-        let folder = blob.parent().unwrap_or(&blobs);
-        match std::fs::create_dir(folder) {
-            Ok(()) => sync_dir(&blobs)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(self.refused(source)),
-        }
-        std::fs::rename(&self.path, &blob).map_err(|source| self.refused(source))?;
-        sync_dir(folder)
+        self.sync()?;
+        let Self { store, path, file, .. } = self;
+        store.in_shard(announced, |shard| shard.put(&*store.disk, announced, &path, &file))
     }
 
     fn remove(self) -> Result<(), ArtifactError> {
-        std::fs::remove_file(&self.path).map_err(|source| self.refused(source))
+        self.store.disk.remove(&self.path).map_err(|source| self.refused(source))
     }
 
     fn refused(&self, source: io::Error) -> ArtifactError {
         ArtifactError::Io { path: self.path.clone(), source }
     }
+}
+
+/// Locks the file opened at `path`, and gives its size; `None` when it is another's.
+pub(super) fn claim(path: &Path, file: &File) -> io::Result<Option<u64>> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // Between opening and locking, another may have finished the file or dropped it: then this one is no longer
+    // the upload's, and must not be written to.
+    let named = found(std::fs::metadata(path))?;
+    let opened = file.metadata()?;
+    Ok(named.filter(|named| named.ino() == opened.ino()).map(|_| opened.len()))
 }
