@@ -59,6 +59,9 @@ impl Poll {
                 guard.clear_ready();
                 continue;
             }
+            // Readiness spends none of the runtime's budget: while one source is always ready, only this lets the
+            // runtime see to its timers and to all others.
+            tokio::task::yield_now().await;
             return Ok(events.into_iter().map(|event: epoll::Event| event.data.u64()).collect());
         }
     }

@@ -83,7 +83,6 @@ struct Pipe {
 /// What the loop woke up for.
 enum Turn {
     Command(Option<Command>),
-    Deadline,
     Pipes(Vec<u64>),
     Processes(Vec<u64>),
     Removed((u64, PathBuf, io::Result<()>)),
@@ -124,6 +123,11 @@ impl Shell {
         while open || !self.attempts.is_empty() || !self.outbox.is_empty() {
             let deadline =
                 self.deadlines.first().map(|(time, _)| *time).into_iter().chain(self.sweep_at).min();
+            // Time first: pipes may be ready at every turn. Ticks alone come to an end, so they starve nobody.
+            if deadline.is_some_and(|deadline| deadline <= self.clock.now()) {
+                self.tick();
+                continue;
+            }
             let wake = deadline.map(|deadline| self.clock.instant(deadline).into());
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
@@ -133,7 +137,7 @@ impl Shell {
                 room = self.events.reserve(), if !self.outbox.is_empty() => Turn::Room(room.is_ok()),
                 Some(Ok(removal)) = self.removals.join_next() => Turn::Removed(removal),
                 Ok(tokens) = self.pipes.ready(), if self.outbox.len() < OUTBOX_MAX => Turn::Pipes(tokens),
-                () = sleep_until(wake) => Turn::Deadline,
+                () = sleep_until(wake) => continue,
             };
             match turn {
                 Turn::Command(Some(command)) => self.command(command),
@@ -158,7 +162,6 @@ impl Shell {
                 Turn::Pipes(tokens) => {
                     tokens.into_iter().for_each(|token| self.pipe_ready(token >> 2, token & 3));
                 }
-                Turn::Deadline => self.tick(),
             }
         }
     }

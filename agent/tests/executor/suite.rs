@@ -6,7 +6,7 @@ use packrun_agent::executor::{Command, Event};
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
 
-use crate::harness::{Harness, command, lives, order, pids, script};
+use crate::harness::{Harness, PATIENCE, command, lives, order, pids, script};
 
 #[tokio::test]
 async fn code_and_signal_are_told_apart() {
@@ -143,6 +143,27 @@ async fn a_timeout_asks_first_and_takes_the_answer() {
     assert!(ended.reason().contains("timeout of 0.5 s"), "{}", ended.reason());
     assert!(ended.outcome.ran_for >= Duration::from_millis(500));
     assert_eq!(ended.lines(), ["ready", "asked"]);
+}
+
+#[tokio::test]
+async fn output_without_end_holds_no_deadline_up() {
+    let Some(mut harness) = Harness::start() else { return };
+    // Short lines and more than one writer: there is more to read whenever something was cut.
+    let mut definition = script("yes & yes >&2 & yes");
+    definition.timeout = Some(Duration::from_secs(1));
+    harness.begin(definition).await;
+    // The reader keeps up: it looks at nothing.
+    let events = &mut harness.executor.events;
+    let end = async {
+        loop {
+            if let Event::Ended { outcome, .. } = events.recv().await.expect("the executor lives") {
+                return outcome;
+            }
+        }
+    };
+    let outcome = tokio::time::timeout(PATIENCE, end).await.expect("the timeout comes");
+    assert_eq!((outcome.verdict, outcome.exit), (Verdict::TimedOut, Some(ExitStatus::Signal(15))));
+    assert!(outcome.ran_for < Duration::from_secs(10), "{:?}", outcome.ran_for);
 }
 
 #[tokio::test]
