@@ -268,11 +268,13 @@ impl Shell {
                 // The sweep reaps it, should it ever exit.
                 Known::lock().remove(main?);
                 running.main = None;
+                self.unwatch(key);
                 None
             }
             Action::CloseOutput => self.close_output(key),
             Action::Clean => self.clean(key),
             Action::End(outcome) => {
+                self.unwatch(key);
                 let running = self.attempts.remove(&key)?;
                 self.keys.remove(&attempt);
                 if let Some(armed) = running.armed {
@@ -315,6 +317,12 @@ impl Shell {
         for key in self.attempts.keys().copied().collect::<Vec<_>>() {
             self.feed(key, Input::Kill);
         }
+    }
+
+    /// Hears of the attempt's tree no more: its cgroup outlives it, and may soon be another's.
+    fn unwatch(&self, key: u64) {
+        let tree = self.attempts.get(&key).and_then(|running| running.tree.as_ref());
+        tree.into_iter().flat_map(Tree::watched).for_each(|file| self.processes.remove(file));
     }
 
     /// Keeps the attempt's place among the deadlines up to date.

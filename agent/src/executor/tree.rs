@@ -66,7 +66,9 @@ impl Forest {
         let cgroups = match wanted {
             Some(Isolation::Subreaper) => None,
             Some(Isolation::Cgroup) => Some(Cgroups::open(workspaces, spawner)?),
-            None => Cgroups::open(workspaces, spawner).ok(),
+            None => Cgroups::open(workspaces, spawner)
+                .inspect_err(|error| tracing::info!(%error, "this host has no cgroups for attempts"))
+                .ok(),
         };
         Ok(Self { cgroups })
     }
@@ -117,7 +119,7 @@ impl Tree {
     /// Sends SIGTERM to all processes; `main` is not reaped yet.
     pub(super) fn terminate(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.terminate()),
+            Self::Cgroup(slot) => warn_of(slot.terminate()),
             Self::Family(family) => family.signal_all(main, Signal::TERM),
         }
     }
@@ -125,7 +127,7 @@ impl Tree {
     /// Sends SIGKILL to all processes; `main` is not reaped yet.
     pub(super) fn kill(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.kill()),
+            Self::Cgroup(slot) => warn_of(slot.kill()),
             Self::Family(family) => family.signal_all(main, Signal::KILL),
         }
     }
@@ -133,8 +135,16 @@ impl Tree {
     /// Sends SIGKILL to what `main` left; it has exited and is not reaped yet, so its number is still its own.
     pub(super) fn end(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.kill_rest()),
+            Self::Cgroup(slot) => warn_of(slot.kill_rest()),
             Self::Family(_) => signal_group(main, Signal::KILL),
+        }
+    }
+
+    /// All files that [`Tree::remains`] may have named.
+    pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Cgroup(slot) => vec![slot.events().as_fd()],
+            Self::Family(family) => family.strays.values().map(AsFd::as_fd).collect(),
         }
     }
 
@@ -193,6 +203,13 @@ impl Family {
             return Remains::Nothing;
         }
         Remains::Strays(self.strays.values().map(AsFd::as_fd).collect())
+    }
+}
+
+/// A signal that was not sent: whoever waits for the tree runs into a limit, and here is why.
+fn warn_of(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::warn!(%error, "failed to signal the processes of a cgroup");
     }
 }
 
