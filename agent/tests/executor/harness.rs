@@ -1,11 +1,14 @@
 //! An executor in a folder of its own, and what came of one job.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use packrun_agent::executor::{self, Command, Event, Executor, HostEnvironment, Settings, StartOrder};
+use packrun_agent::executor::{
+    self, Command, Event, Executor, HostEnvironment, Isolation, Settings, StartError, StartOrder,
+};
 use packrun_protocol::block::LogStream;
 use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
@@ -14,6 +17,10 @@ use packrun_protocol::time::Clock;
 
 /// How long anything may take that is not bound to be quick, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How a host says that it has no cgroups, or none that we may use.
+const REFUSALS: [ErrorKind; 4] =
+    [ErrorKind::Unsupported, ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
 
 pub(crate) struct Harness {
     pub(crate) executor: Executor,
@@ -63,7 +70,11 @@ pub(crate) fn order(definition: Definition) -> StartOrder {
 impl Harness {
     /// `None`, with the reason printed, where the host has no such isolation.
     pub(crate) fn start() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    /// The same in a folder where something may have been left.
+    pub(crate) fn start_in(folder: tempfile::TempDir) -> Option<Self> {
         let host = HostEnvironment {
             agent: "host-1".parse().unwrap(),
             path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
@@ -74,10 +85,13 @@ impl Harness {
         let settings = Settings { workspaces, host, isolation: Some(crate::ISOLATION) };
         match executor::start(settings, Clock::start()) {
             Ok(executor) => Some(Self { executor, folder }),
-            Err(error) => {
-                println!("skipped: this host has no {:?}: {error}", crate::ISOLATION);
+            Err(StartError::Host(error))
+                if crate::ISOLATION == Isolation::Cgroup && REFUSALS.contains(&error.kind()) =>
+            {
+                println!("skipped: this host has no cgroups for us: {error}");
                 None
             }
+            Err(error) => panic!("{error}"),
         }
     }
 
@@ -136,13 +150,15 @@ impl Harness {
 
     /// How many cgroups its attempts have.
     pub(crate) fn cgroups(&self) -> usize {
-        let meta = std::fs::metadata(self.path("workspaces")).unwrap();
-        let name = format!("packrun-{:x}-{:x}", meta.dev(), meta.ino());
-        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&name));
-        let folder = roots.iter().find_map(|root| std::fs::read_dir(root).ok());
+        let folder = own_cgroup().and_then(|own| std::fs::read_dir(own.join(cgroup_name(&self.folder))).ok());
+        assert!(folder.is_some() || self.executor.isolation != Isolation::Cgroup || self.stopped());
         folder.map_or(0, |folder| {
             folder.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
         })
+    }
+
+    fn stopped(&self) -> bool {
+        self.executor.commands.is_closed()
     }
 
     /// Ends the executor and waits until nothing of it is left.
@@ -151,6 +167,21 @@ impl Harness {
         let events = &mut self.executor.events;
         std::thread::scope(|scope| scope.spawn(|| while events.blocking_recv().is_some() {}).join()).unwrap();
     }
+}
+
+/// The cgroup of this process, where the host has cgroups of version 2.
+pub(crate) fn own_cgroup() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let point = mounts.lines().find_map(|line| line.split_once(" cgroup2 ")?.0.split(' ').nth(1))?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(point).join(own))
+}
+
+/// What the cgroups of an executor in `folder` are in.
+pub(crate) fn cgroup_name(folder: &tempfile::TempDir) -> String {
+    let meta = std::fs::metadata(folder.path().join("workspaces")).unwrap();
+    format!("packrun-{:x}-{:x}", meta.dev(), meta.ino())
 }
 
 impl Drop for Harness {
