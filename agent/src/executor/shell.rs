@@ -86,7 +86,8 @@ enum Turn {
     Pipes(Vec<u64>),
     Processes(Vec<u64>),
     Removed((u64, PathBuf, io::Result<()>)),
-    Room(bool),
+    Room,
+    Unheard,
 }
 
 impl Shell {
@@ -117,9 +118,9 @@ impl Shell {
         })
     }
 
-    /// Runs until the queue of commands is closed and all attempts have ended.
+    /// Runs until the queue of commands or that of events is closed and all attempts have ended.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut open = true;
+        let (mut open, mut heard) = (true, true);
         while open || !self.attempts.is_empty() || !self.outbox.is_empty() {
             let deadline =
                 self.deadlines.first().map(|(time, _)| *time).into_iter().chain(self.sweep_at).min();
@@ -134,7 +135,8 @@ impl Shell {
                 biased;
                 command = commands.recv(), if open => Turn::Command(command),
                 Ok(tokens) = self.processes.ready() => Turn::Processes(tokens),
-                room = self.events.reserve(), if !self.outbox.is_empty() => Turn::Room(room.is_ok()),
+                () = self.events.closed(), if heard => Turn::Unheard,
+                Ok(_) = self.events.reserve(), if !self.outbox.is_empty() => Turn::Room,
                 Some(Ok(removal)) = self.removals.join_next() => Turn::Removed(removal),
                 Ok(tokens) = self.pipes.ready(), if self.outbox.len() < OUTBOX_MAX => Turn::Pipes(tokens),
                 () = sleep_until(wake) => continue,
@@ -148,10 +150,12 @@ impl Shell {
                 Turn::Processes(tokens) => {
                     tokens.into_iter().for_each(|token| self.process_ready(token >> 2, token & 3));
                 }
-                Turn::Room(true) => self.drain_outbox(),
-                Turn::Room(false) => {
-                    self.outbox.clear();
+                Turn::Room => self.drain_outbox(),
+                Turn::Unheard => {
+                    (open, heard) = (false, false);
                     commands.close();
+                    self.outbox.clear();
+                    self.kill_all();
                 }
                 Turn::Removed((key, workspace, result)) => {
                     if let Err(error) = result {
@@ -342,11 +346,12 @@ impl Shell {
         }
     }
 
-    fn emit(&mut self, event: Event) {
+    pub(super) fn emit(&mut self, event: Event) {
         self.outbox.push_back(event);
         self.drain_outbox();
     }
 
+    /// Hands over what there is room for; all of it is dropped when nobody hears it.
     fn drain_outbox(&mut self) {
         while let Some(event) = self.outbox.pop_front() {
             if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {

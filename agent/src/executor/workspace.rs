@@ -138,13 +138,14 @@ impl Workspace {
     }
 }
 
-/// Removes `path` and all below it, on the same terms as [`Workspace`]; nothing there is fine.
+/// Removes `path` and all below it, on the same terms as [`Workspace`]; a file or nothing there is fine.
 ///
 /// # Errors
 /// When something can't be removed: the rest may be gone.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             make_writable(CWD, path)?;
             fs::remove_dir_all(path)

@@ -14,6 +14,8 @@ use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::state::Outcome;
 use packrun_protocol::time::Clock;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
 
 /// How long anything may take that is not bound to be quick, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -198,6 +200,16 @@ pub(crate) fn pids(path: &Path) -> Vec<i32> {
 pub(crate) fn lives(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Waits until a process has exited.
+pub(crate) fn await_death(pid: i32) {
+    let Ok(pidfd) = rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
+        return;
+    };
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as _, tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ready, 1, "process {pid} still lives");
 }
 
 /// The host's own measure: one process after the other by what the C library has for it, which is what

@@ -1,12 +1,13 @@
 //! What must hold on every host, whatever its isolation: included by a test binary for each.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use packrun_agent::executor::{Command, Event};
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
 
-use crate::harness::{Harness, PATIENCE, command, lives, order, pids, script};
+use crate::harness::{Harness, PATIENCE, await_death, command, lives, order, pids, script};
 
 #[tokio::test]
 async fn code_and_signal_are_told_apart() {
@@ -287,6 +288,45 @@ async fn inputs_come_before_the_start_and_artifacts_before_the_end() {
     let attempt = harness.begin(definition).await;
     harness.send(Command::Prepared(attempt, Err(Reason::new("no such artifact")))).await;
     assert_eq!(harness.end().await.reason(), "no such artifact");
+}
+
+#[tokio::test]
+async fn what_an_executor_left_is_removed_whatever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let workspaces = folder.path().join("workspaces");
+    std::fs::create_dir_all(workspaces.join("a/b")).unwrap();
+    std::fs::write(workspaces.join("a/b/file"), "").unwrap();
+    std::fs::set_permissions(workspaces.join("a"), std::fs::Permissions::from_mode(0o500)).unwrap();
+    std::fs::write(workspaces.join("file"), "").unwrap();
+    std::os::unix::fs::symlink(folder.path(), workspaces.join("link")).unwrap();
+    let Some(mut harness) = Harness::start_in(folder) else { return };
+    assert_eq!(std::fs::read_dir(&workspaces).unwrap().count(), 0);
+    assert_eq!(harness.run(command(&["true"])).await.outcome.verdict, Verdict::Succeeded);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_reported_and_keeps_no_executor_from_starting() {
+    // Links that nobody can remove, not even root.
+    let workspaces = std::path::Path::new("/proc/self/ns");
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(workspaces, folder.path().join("workspaces")).unwrap();
+    let Some(mut harness) = Harness::start_in(folder) else { return };
+    for _ in std::fs::read_dir(workspaces).unwrap() {
+        let event = harness.next().await;
+        assert!(matches!(event, Event::LeftBehind { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_to_report_to_ends_all_attempts() {
+    let Some(mut harness) = Harness::start() else { return };
+    let file = harness.path("pid");
+    harness.begin(script(&format!("echo $$ > {}; echo ready; exec sleep 1000", file.display()))).await;
+    while !matches!(harness.next().await, Event::Block(_)) {}
+    harness.executor.events = tokio::sync::mpsc::channel(1).1;
+    let closed = tokio::time::timeout(PATIENCE, harness.executor.commands.closed()).await;
+    closed.expect("the executor notices");
+    await_death(pids(&file)[0]);
 }
 
 #[tokio::test]
