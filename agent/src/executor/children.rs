@@ -85,7 +85,8 @@ pub(super) struct Proc {
 impl Proc {
     /// What `/proc` says of a process; `None` when there is none.
     pub(super) fn of(pid: u32) -> Option<Self> {
-        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        // A name needn't be UTF-8: the kernel cuts it off after 15 bytes.
+        Self::parse(pid, &String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
     }
 
     /// The fields of proc_pid_stat(5). The name may hold anything, so they are counted from its last bracket.
@@ -167,5 +168,15 @@ mod tests {
         assert!(!proc.exited);
         assert_eq!(Proc::parse(42, "42 (cut"), None);
         assert_eq!(Proc::of(std::process::id()).unwrap().pid, std::process::id());
+    }
+
+    #[test]
+    fn a_name_that_is_cut_inside_a_character_hides_nobody() {
+        // A thread's own name: it has its number, and its line, as a process has.
+        let named = std::thread::spawn(|| {
+            rustix::thread::set_name(c"fourteen-bytes\xc3").unwrap();
+            Proc::of(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
+        });
+        assert!(named.join().unwrap().is_some());
     }
 }
