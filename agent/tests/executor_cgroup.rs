@@ -7,7 +7,7 @@ use packrun_agent::executor::attempt::KILL_LIMIT;
 use packrun_agent::executor::{Event, Isolation};
 use packrun_protocol::state::{ExitStatus, Verdict};
 
-use crate::harness::{Harness, cgroup_name, lives, own_cgroup, pids, script};
+use crate::harness::{Harness, await_death, cgroup_name, lives, own_cgroup, pids, script};
 
 #[path = "executor/harness.rs"]
 mod harness;
@@ -77,4 +77,18 @@ async fn what_an_executor_left_in_nested_cgroups_does_not_keep_the_next_from_the
     let next = Harness::start_in(folder).expect("this host has cgroups");
     assert_eq!(harness.end().await.outcome.exit, Some(ExitStatus::Signal(9)));
     assert_eq!(next.cgroups(), 1);
+}
+
+#[tokio::test]
+async fn who_moved_out_of_the_cgroup_goes_when_no_attempt_runs() {
+    let Some(mut harness) = Harness::start() else { return };
+    let (file, outside) = (harness.path("pids"), own_cgroup().unwrap());
+    let text = format!(
+        "(setsid sh -c 'echo $$ > {1}/cgroup.procs; echo $$ > {0}; exec sleep 1000' > /dev/null 2>&1 &)\n\
+         while ! test -s {0}; do :; done",
+        file.display(),
+        outside.display()
+    );
+    assert_eq!(harness.run(script(&text)).await.outcome.verdict, Verdict::Succeeded);
+    await_death(pids(&file)[0]);
 }

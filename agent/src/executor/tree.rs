@@ -1,8 +1,9 @@
 //! All processes of one attempt: those that its main process started, however they hid.
 //!
-//! With a cgroup nothing gets out. Without one, strays are what the attempt orphaned: children of this process that
-//! it doesn't know, which still have the attempt's session, group or marker variable, and all below them. Who has
-//! none of the three is ended by [`Forest::sweep`] when no attempt runs.
+//! With a cgroup nothing gets out but what has the right to move to another one (root's jobs have). Without one,
+//! strays are what the attempt orphaned: children of this process that it doesn't know, which still have the
+//! attempt's session, group or marker variable, and all below them. Who escaped either way is ended by
+//! [`Forest::sweep`] when no attempt runs.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,7 +20,7 @@ use super::workspace::MARKER;
 /// How a host keeps attempts apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// Each attempt has a cgroup; no process gets out of it.
+    /// Each attempt has a cgroup; only who may write to the host's cgroups gets out of it.
     Cgroup,
     /// Strays are found among the orphans.
     Subreaper,
@@ -92,12 +93,12 @@ impl Forest {
         }
     }
 
-    /// Without cgroups: ends all orphans if no attempt runs in this process.
-    /// Reaps orphans in any case; says whether any child is left.
+    /// Ends all orphans if no attempt runs in this process. Reaps orphans in any case; says whether any child is
+    /// left.
     pub(super) fn sweep(&self) -> bool {
         let known = Known::lock();
         let left = known.reap_orphans();
-        if left && self.cgroups.is_none() && known.is_empty() {
+        if left && known.is_empty() {
             let look = Descendants::look();
             for proc in look.below(look.orphans(&known, |_| true)) {
                 proc.signal(Signal::KILL);
