@@ -1,7 +1,7 @@
 //! Bytes of an attempt's pipes into log blocks: the [`Cutter`] is a machine without I/O and clock.
 //!
 //! A line is cut at its newline. Text without one is held until the newline, until more than
-//! [`limit::ENTRY_TEXT_BYTES_MAX`] bytes are there, or until [`HOLD`] has passed without more; then it goes as a
+//! [`limit::ENTRY_TEXT_BYTES_MAX`] bytes are there, or until its first byte is [`HOLD`] old; then it goes as a
 //! continued piece, which splits no UTF-8 character that is whole. A block leaves [`FLUSH`] after the block before
 //! it, or at once when that is past: the first line after a pause doesn't wait, and a noisy job fills its blocks.
 //!
@@ -19,7 +19,7 @@ use packrun_protocol::time::Timestamp;
 /// within the 10 ms that a line may take.
 pub const FLUSH: Duration = Duration::from_millis(5);
 
-/// How long text without a newline is held, from the last of it.
+/// How long text without a newline is held, from the first of it: a progress bar of dots shows as it grows.
 pub const HOLD: Duration = Duration::from_millis(500);
 
 /// Cuts the output of one attempt.
@@ -91,6 +91,7 @@ impl Cutter {
             return;
         }
         let mut text = std::mem::take(&mut self.held[index].text);
+        let waited = !text.is_empty();
         text.extend_from_slice(bytes);
         let mut rest = text.as_slice();
         while rest.len() > limit::ENTRY_TEXT_BYTES_MAX {
@@ -99,7 +100,9 @@ impl Cutter {
         let sent = text.len() - rest.len();
         text.drain(..sent);
         self.held[index].text = text;
-        self.held[index].until = now + HOLD;
+        if !waited || sent > 0 {
+            self.held[index].until = now + HOLD;
+        }
     }
 
     /// Does what is due at `now`; blocks that leave go to `out`.
