@@ -4,11 +4,11 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | [`attempt`] | the life of an attempt, pure |
-//! | [`output`] | bytes into log blocks, pure |
+//! | `output` | bytes into log blocks, pure |
 //! | `shell` | the loop that carries out what the two say |
-//! | [`spawn`], `sys` | a process without a copy of the parent |
-//! | [`workspace`] | folder and environment |
-//! | [`tree`], `cgroup`, `children` | ending whatever a job has started |
+//! | `spawn`, `sys` | a process without a copy of the parent |
+//! | `workspace` | folder and environment |
+//! | `tree`, `cgroup`, `children` | ending whatever a job has started |
 //! | `poll` | waiting for many descriptors |
 //!
 //! Invariants: an attempt's events come in order, [`Event::Ended`] last and after its last block; when it comes, its
@@ -25,23 +25,24 @@ use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::job::Definition;
 use packrun_protocol::name::{JobKey, Name};
 use packrun_protocol::state::{Outcome, Reason};
-use packrun_protocol::time::{Clock, Timestamp};
+use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 pub use self::tree::Isolation;
 pub use self::workspace::HostEnvironment;
+use crate::spool::Started;
 
 pub mod attempt;
 mod cgroup;
 mod children;
-pub mod output;
+mod output;
 mod poll;
 mod shell;
-pub mod spawn;
+mod spawn;
 mod sys;
-pub mod tree;
-pub mod workspace;
+mod tree;
+mod workspace;
 
 /// How many commands wait for the executor at most.
 const COMMANDS_MAX: usize = 256;
@@ -92,16 +93,7 @@ pub enum Event {
         workspace: PathBuf,
     },
     /// The main process executes its program.
-    Started {
-        /// Whose.
-        attempt: AttemptId,
-        /// Its number.
-        pid: u32,
-        /// Clock ticks from the host's start to the process's: with the number it names the process for good.
-        ticks: u64,
-        /// When.
-        at: Timestamp,
-    },
+    Started(Started),
     /// Output.
     Block(Block),
     /// The processes are gone, and the artifacts can be taken from the workspace.

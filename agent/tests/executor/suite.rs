@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use packrun_agent::executor::{Command, Event};
+use packrun_agent::spool::Started;
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
 
@@ -289,8 +290,10 @@ async fn inputs_come_before_the_start_and_artifacts_before_the_end() {
     let Event::Prepare { workspace, .. } = harness.next().await else { panic!("inputs first") };
     std::fs::write(workspace.join("input"), "content").unwrap();
     harness.send(Command::Prepared(attempt, Ok(()))).await;
-    let Event::Started { pid, ticks, .. } = harness.next().await else { panic!("then the start") };
-    assert!(pid > 1 && ticks > 0);
+    let Event::Started(Started { pid, start_ticks, .. }) = harness.next().await else {
+        panic!("then the start")
+    };
+    assert!(pid > 1 && start_ticks > 0);
     let Event::Collect { workspace, .. } = harness.next().await else { panic!("then the artifacts") };
     assert_eq!(std::fs::read_to_string(workspace.join("artifact")).unwrap(), "content");
     harness.send(Command::Collected(attempt, Ok(1))).await;
@@ -398,7 +401,7 @@ async fn a_thousand_attempts_leave_nothing() {
     let mut started = Vec::new();
     for _ in 0..1000 {
         harness.begin(command(&["/bin/true"])).await;
-        let Event::Started { pid, .. } = harness.next().await else { panic!("it starts") };
+        let Event::Started(Started { pid, .. }) = harness.next().await else { panic!("it starts") };
         started.push(pid);
         assert_eq!(harness.end().await.outcome.verdict, Verdict::Succeeded);
     }
