@@ -11,6 +11,8 @@ use crate::harness::{Harness, await_death, cgroup_name, lives, own_cgroup, pids,
 
 #[path = "executor/harness.rs"]
 mod harness;
+#[path = "executor/stops.rs"]
+mod stops;
 #[path = "executor/suite.rs"]
 mod suite;
 

@@ -8,6 +8,8 @@ use crate::harness::{Harness, await_death, pids, script};
 
 #[path = "executor/harness.rs"]
 mod harness;
+#[path = "executor/stops.rs"]
+mod stops;
 #[path = "executor/suite.rs"]
 mod suite;
 
