@@ -1,5 +1,8 @@
 //! Turns an order into a process: what to execute, where to look for it, and precise words for what went wrong.
 //! The process has its own session, a clean set of signals, the attempt's environment and two pipes.
+//!
+//! A limit: the executor's one thread waits until the program is executed. Where that hangs (a working directory or
+//! program on a network mount whose server is gone), all attempts wait with it.
 
 use std::ffi::{CString, NulError};
 use std::fs::File;
