@@ -190,7 +190,7 @@ impl Family {
         self.strays.retain(|_, pidfd| {
             matches!(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options), Ok(None))
         });
-        if !known.reap_orphans() {
+        if !known.may_have_orphans() {
             return Remains::Nothing;
         }
         let look = Descendants::look();
