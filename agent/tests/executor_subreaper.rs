@@ -3,13 +3,13 @@
 
 use packrun_agent::executor::Isolation;
 use packrun_protocol::state::Verdict;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags};
 
-use crate::harness::{Harness, PATIENCE, pids, script};
+use crate::harness::{Harness, await_death, pids, script};
 
 #[path = "executor/harness.rs"]
 mod harness;
+#[path = "executor/stops.rs"]
+mod stops;
 #[path = "executor/suite.rs"]
 mod suite;
 
@@ -28,14 +28,4 @@ async fn a_daemon_that_hid_from_all_marks_holds_nothing_up_and_goes_when_no_atte
     let ended = harness.run(script(&text)).await;
     assert_eq!((ended.outcome.verdict, ended.lines()), (Verdict::Succeeded, vec!["end".to_owned()]));
     await_death(pids(&file)[0]);
-}
-
-/// Waits until a process has exited.
-fn await_death(pid: i32) {
-    let Ok(pidfd) = rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
-        return;
-    };
-    let patience = Timespec { tv_sec: PATIENCE.as_secs() as _, tv_nsec: 0 };
-    let ready = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
-    assert_eq!(ready, 1, "process {pid} still lives");
 }

@@ -1,6 +1,9 @@
 //! Cgroups (v2, also beside a v1 hierarchy): one for each attempt that runs, taken from a pool and used again once
 //! it is empty. Whether they can be had is found out by trying.
 //!
+//! A job may make cgroups in its own: it counts as empty when they are, and is killed and removed with them.
+//! One that can't be killed as a whole (`cgroup.kill` is there from Linux 5.14) is none for us.
+//!
 //! A cgroup that was once killed is not used again: Linux (seen in 6.18) compares the number of kills of the parent's
 //! cgroup with that of the one a child is created in, and kills the child when they differ. Where that is so from the
 //! beginning, the trial shows it.
@@ -37,6 +40,7 @@ pub(super) struct Slot {
     path: PathBuf,
     folder: OwnedFd,
     events: File,
+    kill: File,
     killed: Cell<bool>,
 }
 
@@ -61,8 +65,10 @@ impl Cgroups {
 
     /// An empty cgroup.
     pub(super) fn take(&mut self) -> io::Result<Slot> {
-        if let Some(slot) = self.free.pop() {
-            return Ok(slot);
+        // Who is just going may still be counted in the last that came back.
+        let empty = |slot: &Slot| slot.is_empty().unwrap_or(false);
+        if let Some(index) = self.free.iter().rposition(empty) {
+            return Ok(self.free.swap_remove(index));
         }
         let path = self.folder.join(format!("slot-{}", self.made));
         self.made += 1;
@@ -70,12 +76,12 @@ impl Cgroups {
         Slot::open(path)
     }
 
-    /// Takes back a cgroup. One that was killed is removed, unless even that didn't empty it.
+    /// Takes back a cgroup. One that was killed, or that a job made others in, is removed.
     pub(super) fn give_back(&mut self, slot: Slot) {
-        if slot.killed.get() {
-            let _ = fs::remove_dir(&slot.path);
-        } else {
+        if !slot.killed.get() && slot.has_children().is_ok_and(|has| !has) {
             self.free.push(slot);
+        } else if let Err(error) = remove_all(&slot.path) {
+            tracing::warn!(cgroup = %slot.path.display(), %error, "a cgroup stays until the next start");
         }
     }
 }
@@ -91,7 +97,8 @@ impl Slot {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&path, flags, Mode::empty())?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(Self { path, folder, events, killed: Cell::new(false) })
+        let kill = File::options().write(true).open(path.join("cgroup.kill"))?;
+        Ok(Self { path, folder, events, kill, killed: Cell::new(false) })
     }
 
     /// The folder, to create a process in.
@@ -104,7 +111,7 @@ impl Slot {
         &self.events
     }
 
-    /// Whether no process lives in it; one that has exited and is not reaped doesn't count.
+    /// Whether no process lives in it or in those below it; one that has exited and is not reaped doesn't count.
     pub(super) fn is_empty(&self) -> io::Result<bool> {
         let mut text = [0; 128];
         let length = self.events.read_at(&mut text, 0)?;
@@ -115,12 +122,19 @@ impl Slot {
     /// Sends SIGKILL to all in it, also to those being born.
     pub(super) fn kill(&self) -> io::Result<()> {
         self.killed.set(true);
-        fs::write(self.path.join("cgroup.kill"), "1")
+        self.kill.write_all_at(b"1", 0)
     }
 
-    /// Sends SIGKILL if there is anyone to kill: who is just going may still be counted.
+    /// Sends SIGKILL if there is anyone to kill: the main process, which is just going, may still be counted, but
+    /// is not listed any more.
     pub(super) fn kill_rest(&self) -> io::Result<()> {
-        if self.is_empty()? || self.processes()?.is_empty() { Ok(()) } else { self.kill() }
+        let main_alone = || Ok::<_, io::Error>(self.processes()?.is_empty() && !self.has_children()?);
+        if self.is_empty()? || main_alone().unwrap_or(false) { Ok(()) } else { self.kill() }
+    }
+
+    /// Whether there are cgroups below it: each is a link to its folder.
+    fn has_children(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(&self.folder)?.st_nlink > 2)
     }
 
     fn processes(&self) -> io::Result<String> {
@@ -170,12 +184,28 @@ fn end_leftovers(folder: &Path) -> io::Result<()> {
     remove_all(folder)
 }
 
-/// Removes a cgroup and those in it, as far as they are empty.
+/// Removes a cgroup and all below it, as far as they are empty.
 fn remove_all(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)?.filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = fs::remove_dir(entry.path());
+            // The last line says what this means.
+            let _ = remove_all(&entry.path());
         }
     }
     fs::remove_dir(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_without_a_kill_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.events"), "populated 0\n").unwrap();
+        let refused = Slot::open(folder.path().to_owned()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+        fs::write(folder.path().join("cgroup.kill"), "").unwrap();
+        Slot::open(folder.path().to_owned()).unwrap();
+    }
 }

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -45,6 +46,13 @@ impl Known {
         self.0.as_ref().is_none_or(HashSet::is_empty)
     }
 
+    /// Reaps the orphans that have exited; says whether others may be left. A look through all of `/proc` is dear,
+    /// and while other attempts run there are always children.
+    pub(super) fn may_have_orphans(&self) -> bool {
+        let orphaned = |children: Vec<u32>| children.into_iter().any(|pid| !self.contains(pid));
+        self.reap_orphans() && listed(Path::new("/proc/self/task")).is_none_or(orphaned)
+    }
+
     /// Reaps the orphans that have exited; says whether this process has any child left. Stops at a known child
     /// that has exited: its own executor is about to reap it.
     pub(super) fn reap_orphans(&self) -> bool {
@@ -56,6 +64,16 @@ impl Known {
             }
         }
     }
+}
+
+/// The numbers of this process's children, from its folder of threads; `None` where Linux was built without such
+/// lists. Only who is reaped leaves them, and nobody is while [`Known`] is locked.
+fn listed(threads: &Path) -> Option<Vec<u32>> {
+    // All threads first: one that ends may hand its children to one that was read already, and is missed then.
+    let threads: Vec<_> = fs::read_dir(threads).ok()?.collect::<Result<_, _>>().ok()?;
+    let lists = threads.iter().map(|thread| fs::read_to_string(thread.path().join("children")));
+    let lists: Vec<_> = lists.collect::<Result<_, _>>().ok()?;
+    Some(lists.iter().flat_map(|list| list.split_ascii_whitespace()).flat_map(str::parse).collect())
 }
 
 /// Takes the exit status of a child that has exited.
@@ -85,7 +103,8 @@ pub(super) struct Proc {
 impl Proc {
     /// What `/proc` says of a process; `None` when there is none.
     pub(super) fn of(pid: u32) -> Option<Self> {
-        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        // A name needn't be UTF-8: the kernel cuts it off after 15 bytes.
+        Self::parse(pid, &String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
     }
 
     /// The fields of proc_pid_stat(5). The name may hold anything, so they are counted from its last bracket.
@@ -167,5 +186,32 @@ mod tests {
         assert!(!proc.exited);
         assert_eq!(Proc::parse(42, "42 (cut"), None);
         assert_eq!(Proc::of(std::process::id()).unwrap().pid, std::process::id());
+    }
+
+    #[test]
+    fn the_children_of_every_thread_are_listed_or_none_are() {
+        let threads = tempfile::tempdir().unwrap();
+        let list = |thread: &str, children: &str| {
+            fs::create_dir(threads.path().join(thread)).unwrap();
+            fs::write(threads.path().join(thread).join("children"), children).unwrap();
+        };
+        list("7", "12 13 ");
+        list("8", "");
+        list("9", "14 ");
+        let mut children = listed(threads.path()).unwrap();
+        children.sort_unstable();
+        assert_eq!(children, [12, 13, 14]);
+        fs::create_dir(threads.path().join("10")).unwrap();
+        assert_eq!(listed(threads.path()), None, "a list that isn't there is not an empty one");
+    }
+
+    #[test]
+    fn a_name_that_is_cut_inside_a_character_hides_nobody() {
+        // A thread's own name: it has its number, and its line, as a process has.
+        let named = std::thread::spawn(|| {
+            rustix::thread::set_name(c"fourteen-bytes\xc3").unwrap();
+            Proc::of(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
+        });
+        assert!(named.join().unwrap().is_some());
     }
 }

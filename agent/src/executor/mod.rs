@@ -4,11 +4,11 @@
 //! | file | what it is for |
 //! | --- | --- |
 //! | [`attempt`] | the life of an attempt, pure |
-//! | [`output`] | bytes into log blocks, pure |
+//! | `output` | bytes into log blocks, pure |
 //! | `shell` | the loop that carries out what the two say |
-//! | [`spawn`], `sys` | a process without a copy of the parent |
-//! | [`workspace`] | folder and environment |
-//! | [`tree`], `cgroup`, `children` | ending whatever a job has started |
+//! | `spawn`, `sys` | a process without a copy of the parent |
+//! | `workspace` | folder and environment |
+//! | `tree`, `cgroup`, `children` | ending whatever a job has started |
 //! | `poll` | waiting for many descriptors |
 //!
 //! Invariants: an attempt's events come in order, [`Event::Ended`] last and after its last block; when it comes, its
@@ -25,23 +25,24 @@ use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::job::Definition;
 use packrun_protocol::name::{JobKey, Name};
 use packrun_protocol::state::{Outcome, Reason};
-use packrun_protocol::time::{Clock, Timestamp};
+use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 pub use self::tree::Isolation;
 pub use self::workspace::HostEnvironment;
+use crate::spool::Started;
 
 pub mod attempt;
 mod cgroup;
 mod children;
-pub mod output;
+mod output;
 mod poll;
 mod shell;
-pub mod spawn;
+mod spawn;
 mod sys;
-pub mod tree;
-pub mod workspace;
+mod tree;
+mod workspace;
 
 /// How many commands wait for the executor at most.
 const COMMANDS_MAX: usize = 256;
@@ -92,16 +93,7 @@ pub enum Event {
         workspace: PathBuf,
     },
     /// The main process executes its program.
-    Started {
-        /// Whose.
-        attempt: AttemptId,
-        /// Its number.
-        pid: u32,
-        /// Clock ticks from the host's start to the process's: with the number it names the process for good.
-        ticks: u64,
-        /// When.
-        at: Timestamp,
-    },
+    Started(Started),
     /// Output.
     Block(Block),
     /// The processes are gone, and the artifacts can be taken from the workspace.
@@ -111,7 +103,7 @@ pub enum Event {
         /// The folder.
         workspace: PathBuf,
     },
-    /// A workspace could not be removed; the next start of the executor tries again.
+    /// A workspace could not be removed, at its end or at the start; the next start of the executor tries again.
     LeftBehind {
         /// The folder.
         workspace: PathBuf,
@@ -130,7 +122,8 @@ pub enum Event {
 /// Where and as what attempts are executed.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The folder of the workspaces, absolute, of this executor alone. What is in it at the start is removed.
+    /// The folder of the workspaces, absolute, of this executor alone. What is in it at the start is removed,
+    /// as far as it can be.
     pub workspaces: PathBuf,
     /// What every attempt's environment has.
     pub host: HostEnvironment,
@@ -141,7 +134,7 @@ pub struct Settings {
 /// Why there is no executor.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The folder of the workspaces can't be made, or emptied of what was left in it.
+    /// The folder of the workspaces can't be made or read.
     #[error("failed to prepare the workspaces' folder {}: {source}", path.display())]
     Workspaces {
         /// The folder.
@@ -174,16 +167,19 @@ pub fn start(settings: Settings, clock: Clock) -> Result<Executor, StartError> {
     std::fs::create_dir_all(&settings.workspaces).map_err(refused)?;
     let mut spawner = spawn::Spawner::new()?;
     let forest = tree::Forest::plant(&settings.workspaces, &mut spawner, settings.isolation)?;
-    for entry in std::fs::read_dir(&settings.workspaces).map_err(refused)?.filter_map(Result::ok) {
-        workspace::remove_tree(&entry.path()).map_err(refused)?;
-    }
+    let leftovers = std::fs::read_dir(&settings.workspaces).map_err(refused)?;
     let isolation = forest.isolation();
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let (event_queue, events) = mpsc::channel(EVENTS_MAX);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
-    let shell = shell::Shell::new(settings, clock, spawner, forest, event_queue)?;
+    let mut shell = shell::Shell::new(settings, clock, spawner, forest, event_queue)?;
     drop(guard);
+    for workspace in leftovers.filter_map(|entry| Some(entry.ok()?.path())) {
+        if let Err(error) = workspace::remove_tree(&workspace) {
+            shell.emit(Event::LeftBehind { workspace, error });
+        }
+    }
     thread::Builder::new()
         .name("executor".to_owned())
         .spawn(move || runtime.block_on(shell.run(command_queue)))?;

@@ -1,7 +1,7 @@
 //! Bytes of an attempt's pipes into log blocks: the [`Cutter`] is a machine without I/O and clock.
 //!
 //! A line is cut at its newline. Text without one is held until the newline, until more than
-//! [`limit::ENTRY_TEXT_BYTES_MAX`] bytes are there, or until [`HOLD`] has passed without more; then it goes as a
+//! [`limit::ENTRY_TEXT_BYTES_MAX`] bytes are there, or until its first byte is [`HOLD`] old; then it goes as a
 //! continued piece, which splits no UTF-8 character that is whole. A block leaves [`FLUSH`] after the block before
 //! it, or at once when that is past: the first line after a pause doesn't wait, and a noisy job fills its blocks.
 //!
@@ -17,14 +17,14 @@ use packrun_protocol::time::Timestamp;
 
 /// Shortest time between two blocks that are not full. With a timer's millisecond and the way to the wire it is
 /// within the 10 ms that a line may take.
-pub const FLUSH: Duration = Duration::from_millis(5);
+pub(super) const FLUSH: Duration = Duration::from_millis(5);
 
-/// How long text without a newline is held, from the last of it.
-pub const HOLD: Duration = Duration::from_millis(500);
+/// How long text without a newline is held, from the first of it: a progress bar of dots shows as it grows.
+pub(super) const HOLD: Duration = Duration::from_millis(500);
 
 /// Cuts the output of one attempt.
 #[derive(Debug)]
-pub struct Cutter {
+pub(super) struct Cutter {
     builder: BlockBuilder,
     /// When the entries in the builder leave; `None` when there are none.
     flush_at: Option<Timestamp>,
@@ -49,7 +49,7 @@ impl Held {
 impl Cutter {
     /// A cutter of the output of `attempt`, from its first byte.
     #[must_use]
-    pub fn new(attempt: AttemptId) -> Self {
+    pub(super) fn new(attempt: AttemptId) -> Self {
         Self {
             builder: BlockBuilder::new(attempt, 0),
             flush_at: None,
@@ -60,19 +60,19 @@ impl Cutter {
 
     /// How many entries there are so far: the number that the next one gets.
     #[must_use]
-    pub fn entries(&self) -> u64 {
+    pub(super) fn entries(&self) -> u64 {
         self.builder.next_seq()
     }
 
     /// When [`Cutter::tick`] is due.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Timestamp> {
+    pub(super) fn next_deadline(&self) -> Option<Timestamp> {
         let held = self.held.iter().filter(|held| !held.text.is_empty()).map(|held| held.until);
         held.chain(self.flush_at).min()
     }
 
     /// Takes what was read from a stream at `now`; blocks that are full go to `out`.
-    pub fn feed(&mut self, now: Timestamp, stream: LogStream, mut bytes: &[u8], out: &mut Vec<Block>) {
+    pub(super) fn feed(&mut self, now: Timestamp, stream: LogStream, mut bytes: &[u8], out: &mut Vec<Block>) {
         let index = usize::from(stream == LogStream::Stderr);
         while let Some(newline) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(newline);
@@ -91,6 +91,7 @@ impl Cutter {
             return;
         }
         let mut text = std::mem::take(&mut self.held[index].text);
+        let waited = !text.is_empty();
         text.extend_from_slice(bytes);
         let mut rest = text.as_slice();
         while rest.len() > limit::ENTRY_TEXT_BYTES_MAX {
@@ -99,11 +100,13 @@ impl Cutter {
         let sent = text.len() - rest.len();
         text.drain(..sent);
         self.held[index].text = text;
-        self.held[index].until = now + HOLD;
+        if !waited || sent > 0 {
+            self.held[index].until = now + HOLD;
+        }
     }
 
     /// Does what is due at `now`; blocks that leave go to `out`.
-    pub fn tick(&mut self, now: Timestamp, out: &mut Vec<Block>) {
+    pub(super) fn tick(&mut self, now: Timestamp, out: &mut Vec<Block>) {
         for index in 0..self.held.len() {
             let held = &mut self.held[index];
             if held.text.is_empty() || held.until > now {
@@ -125,7 +128,7 @@ impl Cutter {
     }
 
     /// Lets all go that is held: the pipes are closed.
-    pub fn end(&mut self, now: Timestamp, out: &mut Vec<Block>) {
+    pub(super) fn end(&mut self, now: Timestamp, out: &mut Vec<Block>) {
         for index in 0..self.held.len() {
             let text = std::mem::take(&mut self.held[index].text);
             if !text.is_empty() {

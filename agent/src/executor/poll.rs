@@ -24,7 +24,8 @@ impl Poll {
         Ok(Self { epoll })
     }
 
-    /// Reports `token` for as long as `source` is readable, or closed at its other end.
+    /// Reports `token` for as long as `source` is readable, or closed at its other end. Who is added again gets the
+    /// new token.
     pub(super) fn add(&self, source: impl AsFd, token: u64) -> io::Result<()> {
         self.add_for(source, token, epoll::EventFlags::IN)
     }
@@ -35,8 +36,9 @@ impl Poll {
     }
 
     fn add_for(&self, source: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
-        match epoll::add(&self.epoll, source, epoll::EventData::new_u64(token), flags) {
-            Err(rustix::io::Errno::EXIST) => Ok(()),
+        let token = epoll::EventData::new_u64(token);
+        match epoll::add(&self.epoll, &source, token, flags) {
+            Err(rustix::io::Errno::EXIST) => Ok(epoll::modify(&self.epoll, source, token, flags)?),
             result => Ok(result?),
         }
     }
@@ -59,7 +61,29 @@ impl Poll {
                 guard.clear_ready();
                 continue;
             }
+            // Readiness spends none of the runtime's budget: while one source is always ready, only this lets the
+            // runtime see to its timers and to all others.
+            tokio::task::yield_now().await;
             return Ok(events.into_iter().map(|event: epoll::Event| event.data.u64()).collect());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_is_given_away_reports_its_new_owner_and_a_removed_one_nobody() {
+        let poll = Poll::new().unwrap();
+        let (first, _closed) = rustix::pipe::pipe().map(|(read, write)| (read, drop(write))).unwrap();
+        poll.add(&first, 1).unwrap();
+        assert_eq!(poll.ready().await.unwrap(), [1]);
+        poll.add(&first, 2).unwrap();
+        assert_eq!(poll.ready().await.unwrap(), [2]);
+        let (second, _closed) = rustix::pipe::pipe().map(|(read, write)| (read, drop(write))).unwrap();
+        poll.add(&second, 3).unwrap();
+        poll.remove(&first);
+        assert_eq!(poll.ready().await.unwrap(), [3]);
     }
 }

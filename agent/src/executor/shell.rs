@@ -83,11 +83,11 @@ struct Pipe {
 /// What the loop woke up for.
 enum Turn {
     Command(Option<Command>),
-    Deadline,
     Pipes(Vec<u64>),
     Processes(Vec<u64>),
     Removed((u64, PathBuf, io::Result<()>)),
-    Room(bool),
+    Room,
+    Unheard,
 }
 
 impl Shell {
@@ -118,22 +118,28 @@ impl Shell {
         })
     }
 
-    /// Runs until the queue of commands is closed and all attempts have ended.
+    /// Runs until the queue of commands or that of events is closed and all attempts have ended.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut open = true;
+        let (mut open, mut heard) = (true, true);
         while open || !self.attempts.is_empty() || !self.outbox.is_empty() {
             let deadline =
                 self.deadlines.first().map(|(time, _)| *time).into_iter().chain(self.sweep_at).min();
+            // Time first: pipes may be ready at every turn. Ticks alone come to an end, so they starve nobody.
+            if deadline.is_some_and(|deadline| deadline <= self.clock.now()) {
+                self.tick();
+                continue;
+            }
             let wake = deadline.map(|deadline| self.clock.instant(deadline).into());
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
                 biased;
                 command = commands.recv(), if open => Turn::Command(command),
                 Ok(tokens) = self.processes.ready() => Turn::Processes(tokens),
-                room = self.events.reserve(), if !self.outbox.is_empty() => Turn::Room(room.is_ok()),
+                () = self.events.closed(), if heard => Turn::Unheard,
+                Ok(_) = self.events.reserve(), if !self.outbox.is_empty() => Turn::Room,
                 Some(Ok(removal)) = self.removals.join_next() => Turn::Removed(removal),
                 Ok(tokens) = self.pipes.ready(), if self.outbox.len() < OUTBOX_MAX => Turn::Pipes(tokens),
-                () = sleep_until(wake) => Turn::Deadline,
+                () = sleep_until(wake) => continue,
             };
             match turn {
                 Turn::Command(Some(command)) => self.command(command),
@@ -144,10 +150,12 @@ impl Shell {
                 Turn::Processes(tokens) => {
                     tokens.into_iter().for_each(|token| self.process_ready(token >> 2, token & 3));
                 }
-                Turn::Room(true) => self.drain_outbox(),
-                Turn::Room(false) => {
-                    self.outbox.clear();
+                Turn::Room => self.drain_outbox(),
+                Turn::Unheard => {
+                    (open, heard) = (false, false);
                     commands.close();
+                    self.outbox.clear();
+                    self.kill_all();
                 }
                 Turn::Removed((key, workspace, result)) => {
                     if let Err(error) = result {
@@ -158,7 +166,6 @@ impl Shell {
                 Turn::Pipes(tokens) => {
                     tokens.into_iter().for_each(|token| self.pipe_ready(token >> 2, token & 3));
                 }
-                Turn::Deadline => self.tick(),
             }
         }
     }
@@ -265,11 +272,13 @@ impl Shell {
                 // The sweep reaps it, should it ever exit.
                 Known::lock().remove(main?);
                 running.main = None;
+                self.unwatch(key);
                 None
             }
             Action::CloseOutput => self.close_output(key),
             Action::Clean => self.clean(key),
             Action::End(outcome) => {
+                self.unwatch(key);
                 let running = self.attempts.remove(&key)?;
                 self.keys.remove(&attempt);
                 if let Some(armed) = running.armed {
@@ -314,6 +323,12 @@ impl Shell {
         }
     }
 
+    /// Hears of the attempt's tree no more: its cgroup outlives it, and may soon be another's.
+    fn unwatch(&self, key: u64) {
+        let tree = self.attempts.get(&key).and_then(|running| running.tree.as_ref());
+        tree.into_iter().flat_map(Tree::watched).for_each(|file| self.processes.remove(file));
+    }
+
     /// Keeps the attempt's place among the deadlines up to date.
     fn arm(&mut self, key: u64) {
         let Some(running) = self.attempts.get_mut(&key) else { return };
@@ -331,11 +346,12 @@ impl Shell {
         }
     }
 
-    fn emit(&mut self, event: Event) {
+    pub(super) fn emit(&mut self, event: Event) {
         self.outbox.push_back(event);
         self.drain_outbox();
     }
 
+    /// Hands over what there is room for; all of it is dropped when nobody hears it.
     fn drain_outbox(&mut self) {
         while let Some(event) = self.outbox.pop_front() {
             if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {

@@ -1,5 +1,8 @@
 //! Turns an order into a process: what to execute, where to look for it, and precise words for what went wrong.
 //! The process has its own session, a clean set of signals, the attempt's environment and two pipes.
+//!
+//! A limit: the executor's one thread waits until the program is executed. Where that hangs (a working directory or
+//! program on a network mount whose server is gone), all attempts wait with it.
 
 use std::ffi::{CString, NulError};
 use std::fs::File;
@@ -15,13 +18,13 @@ use super::sys::{self, CloneError, Image, Stack, Step};
 
 /// Longest script that is passed as an argument, in bytes: Linux takes 128 KiB per argument. A longer one goes
 /// through a file.
-pub const SCRIPT_ARGUMENT_BYTES_MAX: usize = 100 << 10;
+pub(super) const SCRIPT_ARGUMENT_BYTES_MAX: usize = 100 << 10;
 
 const SHELL: &str = "/bin/sh";
 
 /// Why an attempt's process could not be started.
 #[derive(Debug, Error)]
-pub enum SpawnError {
+pub(super) enum SpawnError {
     /// The kernel refused a process or a pipe.
     #[error("failed to create a process: {0}; the host may be at its limit of processes, files or memory")]
     Process(#[source] io::Error),
@@ -80,34 +83,34 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// What to start, and where.
 #[derive(Debug)]
-pub struct Launch<'a> {
+pub(super) struct Launch<'a> {
     /// What to execute.
-    pub action: &'a Action,
+    pub(super) action: &'a Action,
     /// The folder to start in.
-    pub folder: &'a Path,
+    pub(super) folder: &'a Path,
     /// Where a long script is put: the workspace's own folder of packrun.
-    pub private: &'a Path,
+    pub(super) private: &'a Path,
     /// The whole environment, as `NAME=value`.
-    pub environment: &'a [CString],
+    pub(super) environment: &'a [CString],
     /// The `PATH` of that environment.
-    pub path: &'a str,
+    pub(super) path: &'a str,
 }
 
 /// A process that executes its program.
 #[derive(Debug)]
-pub struct Process {
+pub(super) struct Process {
     /// Its number, which is also that of its session and process group.
-    pub pid: u32,
+    pub(super) pid: u32,
     /// Readable once it has exited.
-    pub pidfd: OwnedFd,
+    pub(super) pidfd: OwnedFd,
     /// The read end of its standard output, non-blocking.
-    pub stdout: OwnedFd,
+    pub(super) stdout: OwnedFd,
     /// The read end of its standard error, non-blocking.
-    pub stderr: OwnedFd,
+    pub(super) stderr: OwnedFd,
 }
 
 /// Makes processes, one at a time.
-pub struct Spawner {
+pub(super) struct Spawner {
     stack: Stack,
     null: File,
 }
@@ -123,7 +126,7 @@ impl Spawner {
     ///
     /// # Errors
     /// When `/dev/null` can't be opened.
-    pub fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { stack: Stack::new(), null: File::open("/dev/null")? })
     }
 
@@ -131,7 +134,7 @@ impl Spawner {
     ///
     /// # Errors
     /// When there is no process: nothing of it is left.
-    pub fn spawn(
+    pub(super) fn spawn(
         &mut self,
         launch: &Launch<'_>,
         cgroup: Option<BorrowedFd<'_>>,

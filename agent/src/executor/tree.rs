@@ -1,8 +1,9 @@
 //! All processes of one attempt: those that its main process started, however they hid.
 //!
-//! With a cgroup nothing gets out. Without one, strays are what the attempt orphaned: children of this process that
-//! it doesn't know, which still have the attempt's session, group or marker variable, and all below them. Who has
-//! none of the three is ended by [`Forest::sweep`] when no attempt runs.
+//! With a cgroup nothing gets out but what has the right to move to another one (root's jobs have). Without one,
+//! strays are what the attempt orphaned: children of this process that it doesn't know, which still have the
+//! attempt's session, group or marker variable, and all below them. Who escaped either way is ended by
+//! [`Forest::sweep`] when no attempt runs.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,7 +20,7 @@ use super::workspace::MARKER;
 /// How a host keeps attempts apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// Each attempt has a cgroup; no process gets out of it.
+    /// Each attempt has a cgroup; only who may write to the host's cgroups gets out of it.
     Cgroup,
     /// Strays are found among the orphans.
     Subreaper,
@@ -66,7 +67,9 @@ impl Forest {
         let cgroups = match wanted {
             Some(Isolation::Subreaper) => None,
             Some(Isolation::Cgroup) => Some(Cgroups::open(workspaces, spawner)?),
-            None => Cgroups::open(workspaces, spawner).ok(),
+            None => Cgroups::open(workspaces, spawner)
+                .inspect_err(|error| tracing::info!(%error, "this host has no cgroups for attempts"))
+                .ok(),
         };
         Ok(Self { cgroups })
     }
@@ -90,12 +93,12 @@ impl Forest {
         }
     }
 
-    /// Without cgroups: ends all orphans if no attempt runs in this process.
-    /// Reaps orphans in any case; says whether any child is left.
+    /// Ends all orphans if no attempt runs in this process. Reaps orphans in any case; says whether any child is
+    /// left.
     pub(super) fn sweep(&self) -> bool {
         let known = Known::lock();
         let left = known.reap_orphans();
-        if left && self.cgroups.is_none() && known.is_empty() {
+        if left && known.is_empty() {
             let look = Descendants::look();
             for proc in look.below(look.orphans(&known, |_| true)) {
                 proc.signal(Signal::KILL);
@@ -117,7 +120,7 @@ impl Tree {
     /// Sends SIGTERM to all processes; `main` is not reaped yet.
     pub(super) fn terminate(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.terminate()),
+            Self::Cgroup(slot) => warn_of(slot.terminate()),
             Self::Family(family) => family.signal_all(main, Signal::TERM),
         }
     }
@@ -125,7 +128,7 @@ impl Tree {
     /// Sends SIGKILL to all processes; `main` is not reaped yet.
     pub(super) fn kill(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.kill()),
+            Self::Cgroup(slot) => warn_of(slot.kill()),
             Self::Family(family) => family.signal_all(main, Signal::KILL),
         }
     }
@@ -133,8 +136,16 @@ impl Tree {
     /// Sends SIGKILL to what `main` left; it has exited and is not reaped yet, so its number is still its own.
     pub(super) fn end(&self, main: u32) {
         match self {
-            Self::Cgroup(slot) => drop(slot.kill_rest()),
+            Self::Cgroup(slot) => warn_of(slot.kill_rest()),
             Self::Family(_) => signal_group(main, Signal::KILL),
+        }
+    }
+
+    /// All files that [`Tree::remains`] may have named.
+    pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Cgroup(slot) => vec![slot.events().as_fd()],
+            Self::Family(family) => family.strays.values().map(AsFd::as_fd).collect(),
         }
     }
 
@@ -179,7 +190,7 @@ impl Family {
         self.strays.retain(|_, pidfd| {
             matches!(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options), Ok(None))
         });
-        if !known.reap_orphans() {
+        if !known.may_have_orphans() {
             return Remains::Nothing;
         }
         let look = Descendants::look();
@@ -193,6 +204,13 @@ impl Family {
             return Remains::Nothing;
         }
         Remains::Strays(self.strays.values().map(AsFd::as_fd).collect())
+    }
+}
+
+/// A signal that was not sent: whoever waits for the tree runs into a limit, and here is why.
+fn warn_of(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::warn!(%error, "failed to signal the processes of a cgroup");
     }
 }
 

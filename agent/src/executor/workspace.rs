@@ -14,9 +14,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::StartOrder;
 use super::spawn::{SpawnError, c_string};
-
-/// The folder of a workspace that belongs to packrun: `HOME`, `TMPDIR`, a long script. Never an artifact.
-pub const PRIVATE_FOLDER: &str = ".packrun";
+use crate::artifacts::OWN_FOLDER;
 
 /// The variable that marks the processes of an attempt: no two attempts have the same workspace.
 pub(super) const MARKER: &str = "PACKRUN_WORKSPACE";
@@ -49,17 +47,17 @@ impl HostEnvironment {
 
 /// One attempt's folder.
 #[derive(Debug)]
-pub struct Workspace {
+pub(super) struct Workspace {
     path: PathBuf,
 }
 
 /// An attempt's whole environment.
 #[derive(Debug)]
-pub struct Environment {
+pub(super) struct Environment {
     /// As `NAME=value`.
-    pub variables: Vec<CString>,
+    pub(super) variables: Vec<CString>,
     /// Its `PATH`.
-    pub path: String,
+    pub(super) path: String,
 }
 
 impl Workspace {
@@ -67,7 +65,7 @@ impl Workspace {
     ///
     /// # Errors
     /// When it can't be made.
-    pub fn create(parent: &Path, name: &str) -> io::Result<Self> {
+    pub(super) fn create(parent: &Path, name: &str) -> io::Result<Self> {
         let path = parent.join(name);
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o755);
@@ -78,25 +76,25 @@ impl Workspace {
             }
             result => result?,
         }
-        builder.mode(0o700).create(path.join(PRIVATE_FOLDER))?;
+        builder.mode(0o700).create(path.join(OWN_FOLDER))?;
         Ok(Self { path })
     }
 
     /// The folder.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Packrun's own folder in it.
+    /// Packrun's own folder in it: `HOME`, `TMPDIR`, a long script.
     #[must_use]
-    pub fn private(&self) -> PathBuf {
-        self.path.join(PRIVATE_FOLDER)
+    pub(super) fn private(&self) -> PathBuf {
+        self.path.join(OWN_FOLDER)
     }
 
     /// Removes the folder if nothing is in it, which costs two system calls; says whether it is gone.
     #[must_use]
-    pub fn remove_if_empty(&self) -> bool {
+    pub(super) fn remove_if_empty(&self) -> bool {
         fs::remove_dir(self.private()).is_ok() && fs::remove_dir(&self.path).is_ok()
     }
 
@@ -105,7 +103,11 @@ impl Workspace {
     ///
     /// # Errors
     /// When a variable has a NUL byte in it, or a name that none can have.
-    pub fn environment(&self, order: &StartOrder, host: &HostEnvironment) -> Result<Environment, SpawnError> {
+    pub(super) fn environment(
+        &self,
+        order: &StartOrder,
+        host: &HostEnvironment,
+    ) -> Result<Environment, SpawnError> {
         let private = self.private().to_string_lossy().into_owned();
         let workspace = self.path.to_string_lossy().into_owned();
         let mut variables =
@@ -138,13 +140,14 @@ impl Workspace {
     }
 }
 
-/// Removes `path` and all below it, on the same terms as [`Workspace`]; nothing there is fine.
+/// Removes `path` and all below it, on the same terms as [`Workspace`]; a file or nothing there is fine.
 ///
 /// # Errors
 /// When something can't be removed: the rest may be gone.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             make_writable(CWD, path)?;
             fs::remove_dir_all(path)

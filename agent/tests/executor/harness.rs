@@ -1,19 +1,28 @@
 //! An executor in a folder of its own, and what came of one job.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use packrun_agent::executor::{self, Command, Event, Executor, HostEnvironment, Settings, StartOrder};
+use packrun_agent::executor::{
+    self, Command, Event, Executor, HostEnvironment, Isolation, Settings, StartError, StartOrder,
+};
 use packrun_protocol::block::LogStream;
 use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::state::Outcome;
 use packrun_protocol::time::Clock;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
 
 /// How long anything may take that is not bound to be quick, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How a host says that it has no cgroups, or none that we may use.
+const REFUSALS: [ErrorKind; 4] =
+    [ErrorKind::Unsupported, ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
 
 pub(crate) struct Harness {
     pub(crate) executor: Executor,
@@ -63,7 +72,11 @@ pub(crate) fn order(definition: Definition) -> StartOrder {
 impl Harness {
     /// `None`, with the reason printed, where the host has no such isolation.
     pub(crate) fn start() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    /// The same in a folder where something may have been left.
+    pub(crate) fn start_in(folder: tempfile::TempDir) -> Option<Self> {
         let host = HostEnvironment {
             agent: "host-1".parse().unwrap(),
             path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
@@ -74,10 +87,13 @@ impl Harness {
         let settings = Settings { workspaces, host, isolation: Some(crate::ISOLATION) };
         match executor::start(settings, Clock::start()) {
             Ok(executor) => Some(Self { executor, folder }),
-            Err(error) => {
-                println!("skipped: this host has no {:?}: {error}", crate::ISOLATION);
+            Err(StartError::Host(error))
+                if crate::ISOLATION == Isolation::Cgroup && REFUSALS.contains(&error.kind()) =>
+            {
+                println!("skipped: this host has no cgroups for us: {error}");
                 None
             }
+            Err(error) => panic!("{error}"),
         }
     }
 
@@ -136,10 +152,9 @@ impl Harness {
 
     /// How many cgroups its attempts have.
     pub(crate) fn cgroups(&self) -> usize {
-        let meta = std::fs::metadata(self.path("workspaces")).unwrap();
-        let name = format!("packrun-{:x}-{:x}", meta.dev(), meta.ino());
-        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&name));
-        let folder = roots.iter().find_map(|root| std::fs::read_dir(root).ok());
+        let own = own_cgroup();
+        assert!(own.is_some() || self.executor.isolation != Isolation::Cgroup);
+        let folder = own.and_then(|own| std::fs::read_dir(own.join(cgroup_name(&self.folder))).ok());
         folder.map_or(0, |folder| {
             folder.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
         })
@@ -151,6 +166,21 @@ impl Harness {
         let events = &mut self.executor.events;
         std::thread::scope(|scope| scope.spawn(|| while events.blocking_recv().is_some() {}).join()).unwrap();
     }
+}
+
+/// The cgroup of this process, where the host has cgroups of version 2.
+pub(crate) fn own_cgroup() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let point = mounts.lines().find_map(|line| line.split_once(" cgroup2 ")?.0.split(' ').nth(1))?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(point).join(own))
+}
+
+/// What the cgroups of an executor in `folder` are in.
+pub(crate) fn cgroup_name(folder: &tempfile::TempDir) -> String {
+    let meta = std::fs::metadata(folder.path().join("workspaces")).unwrap();
+    format!("packrun-{:x}-{:x}", meta.dev(), meta.ino())
 }
 
 impl Drop for Harness {
@@ -167,6 +197,16 @@ pub(crate) fn pids(path: &Path) -> Vec<i32> {
 pub(crate) fn lives(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Waits until a process has exited.
+pub(crate) fn await_death(pid: i32) {
+    let Ok(pidfd) = rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
+        return;
+    };
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as _, tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ready, 1, "process {pid} still lives");
 }
 
 /// The host's own measure: one process after the other by what the C library has for it, which is what

@@ -1,8 +1,10 @@
 //! What must hold on every host, whatever its isolation: included by a test binary for each.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use packrun_agent::executor::{Command, Event};
+use packrun_agent::spool::Started;
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
 
@@ -134,63 +136,6 @@ async fn what_a_job_leaves_running_is_gone_when_it_ends() {
 }
 
 #[tokio::test]
-async fn a_timeout_asks_first_and_takes_the_answer() {
-    let Some(mut harness) = Harness::start() else { return };
-    let mut definition = script("trap 'echo asked; exit 7' TERM; echo ready; while :; do sleep 0.1; done");
-    definition.timeout = Some(Duration::from_millis(500));
-    let ended = harness.run(definition).await;
-    assert_eq!((ended.outcome.verdict, ended.outcome.exit), (Verdict::TimedOut, Some(ExitStatus::Code(7))));
-    assert!(ended.reason().contains("timeout of 0.5 s"), "{}", ended.reason());
-    assert!(ended.outcome.ran_for >= Duration::from_millis(500));
-    assert_eq!(ended.lines(), ["ready", "asked"]);
-}
-
-#[tokio::test]
-async fn a_deaf_tree_is_killed_after_the_grace() {
-    let Some(mut harness) = Harness::start() else { return };
-    let file = harness.path("pids");
-    let text = format!(
-        "trap '' TERM; (setsid sh -c 'echo $$ >> {0}; exec sleep 1000') & \
-         while ! test -s {0}; do :; done; echo ready; while :; do sleep 1; done",
-        file.display()
-    );
-    let attempt = harness.begin(script(&text)).await;
-    let cancel = async |executor: &packrun_agent::executor::Executor, _: &[u8]| {
-        executor.commands.send(Command::Cancel(attempt)).await.unwrap();
-    };
-    let ended = harness.end_with(cancel).await;
-    assert_eq!((ended.outcome.verdict, ended.outcome.exit), (Verdict::Canceled, Some(ExitStatus::Signal(9))));
-    assert!(ended.outcome.ran_for >= Duration::from_secs(10));
-    assert!(!lives(pids(&file)[0]));
-}
-
-#[tokio::test]
-async fn a_cancel_reaches_every_process_and_a_success_beats_it() {
-    let Some(mut harness) = Harness::start() else { return };
-    let text = "(setsid sh -c 'trap \"exit 0\" TERM; echo ready; while :; do sleep 0.1; done') & \
-                trap 'wait; exit 0' TERM; wait";
-    let attempt = harness.begin(script(text)).await;
-    let cancel = async |executor: &packrun_agent::executor::Executor, _: &[u8]| {
-        executor.commands.send(Command::Cancel(attempt)).await.unwrap();
-    };
-    let ended = harness.end_with(cancel).await;
-    assert_eq!((ended.outcome.verdict, ended.outcome.exit), (Verdict::Succeeded, Some(ExitStatus::Code(0))));
-    assert!(ended.outcome.ran_for < Duration::from_secs(10), "the detached one heard it too");
-}
-
-#[tokio::test]
-async fn a_fenced_attempt_goes_at_once() {
-    let Some(mut harness) = Harness::start() else { return };
-    let attempt = harness.begin(script("trap '' TERM; echo ready; while :; do sleep 1; done")).await;
-    let kill = async |executor: &packrun_agent::executor::Executor, _: &[u8]| {
-        executor.commands.send(Command::Kill(attempt)).await.unwrap();
-    };
-    let ended = harness.end_with(kill).await;
-    assert_eq!((ended.outcome.verdict, ended.outcome.exit), (Verdict::Canceled, Some(ExitStatus::Signal(9))));
-    assert!(ended.outcome.ran_for < Duration::from_secs(8));
-}
-
-#[tokio::test]
 async fn a_line_and_a_prompt_arrive_while_the_job_waits() {
     let Some(mut harness) = Harness::start() else { return };
     // Two: the job may open the second while whoever wrote to the first still has it open.
@@ -256,8 +201,10 @@ async fn inputs_come_before_the_start_and_artifacts_before_the_end() {
     let Event::Prepare { workspace, .. } = harness.next().await else { panic!("inputs first") };
     std::fs::write(workspace.join("input"), "content").unwrap();
     harness.send(Command::Prepared(attempt, Ok(()))).await;
-    let Event::Started { pid, ticks, .. } = harness.next().await else { panic!("then the start") };
-    assert!(pid > 1 && ticks > 0);
+    let Event::Started(Started { pid, start_ticks, .. }) = harness.next().await else {
+        panic!("then the start")
+    };
+    assert!(pid > 1 && start_ticks > 0);
     let Event::Collect { workspace, .. } = harness.next().await else { panic!("then the artifacts") };
     assert_eq!(std::fs::read_to_string(workspace.join("artifact")).unwrap(), "content");
     harness.send(Command::Collected(attempt, Ok(1))).await;
@@ -269,14 +216,30 @@ async fn inputs_come_before_the_start_and_artifacts_before_the_end() {
 }
 
 #[tokio::test]
-async fn an_executor_that_is_dropped_takes_its_jobs_and_cgroups_along() {
-    let Some(mut harness) = Harness::start() else { return };
-    let file = harness.path("pid");
-    harness.begin(script(&format!("echo $$ > {}; echo ready; sleep 1000", file.display()))).await;
-    while !matches!(harness.next().await, Event::Block(_)) {}
-    harness.stop();
-    assert!(!lives(pids(&file)[0]));
-    assert_eq!(harness.cgroups(), 0);
+async fn what_an_executor_left_is_removed_whatever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let workspaces = folder.path().join("workspaces");
+    std::fs::create_dir_all(workspaces.join("a/b")).unwrap();
+    std::fs::write(workspaces.join("a/b/file"), "").unwrap();
+    std::fs::set_permissions(workspaces.join("a"), std::fs::Permissions::from_mode(0o500)).unwrap();
+    std::fs::write(workspaces.join("file"), "").unwrap();
+    std::os::unix::fs::symlink(folder.path(), workspaces.join("link")).unwrap();
+    let Some(mut harness) = Harness::start_in(folder) else { return };
+    assert_eq!(std::fs::read_dir(&workspaces).unwrap().count(), 0);
+    assert_eq!(harness.run(command(&["true"])).await.outcome.verdict, Verdict::Succeeded);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_reported_and_keeps_no_executor_from_starting() {
+    // Links that nobody can remove, not even root.
+    let workspaces = std::path::Path::new("/proc/self/ns");
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(workspaces, folder.path().join("workspaces")).unwrap();
+    let Some(mut harness) = Harness::start_in(folder) else { return };
+    for _ in std::fs::read_dir(workspaces).unwrap() {
+        let event = harness.next().await;
+        assert!(matches!(event, Event::LeftBehind { .. }), "{event:?}");
+    }
 }
 
 fn own_descriptors() -> usize {
@@ -326,7 +289,7 @@ async fn a_thousand_attempts_leave_nothing() {
     let mut started = Vec::new();
     for _ in 0..1000 {
         harness.begin(command(&["/bin/true"])).await;
-        let Event::Started { pid, .. } = harness.next().await else { panic!("it starts") };
+        let Event::Started(Started { pid, .. }) = harness.next().await else { panic!("it starts") };
         started.push(pid);
         assert_eq!(harness.end().await.outcome.verdict, Verdict::Succeeded);
     }

@@ -50,14 +50,27 @@ fn a_prompt_without_newline_shows_after_half_a_second_and_its_line_stays_whole()
     let (mut cutter, mut out) = (cutter(), Vec::new());
     cutter.feed(at(0), LogStream::Stdout, b"Passw", &mut out);
     cutter.feed(at(400), LogStream::Stdout, "ord: \u{e4}".as_bytes().split_last().unwrap().1, &mut out);
-    assert_eq!(cutter.next_deadline(), Some(at(900)));
-    cutter.tick(at(899), &mut out);
+    assert_eq!(cutter.next_deadline(), Some(at(500)), "the deadline is the first byte's");
+    cutter.tick(at(499), &mut out);
     assert!(out.is_empty());
-    cutter.tick(at(900), &mut out);
+    cutter.tick(at(500), &mut out);
     assert_eq!(texts(&out), [("Password: ".to_owned(), true)], "half a character waits");
-    cutter.feed(at(901), LogStream::Stdout, b"\xa4\n", &mut out);
-    cutter.end(at(901), &mut out);
+    cutter.feed(at(501), LogStream::Stdout, b"\xa4\n", &mut out);
+    cutter.end(at(501), &mut out);
     assert_eq!(texts(&out)[1], ("ä".to_owned(), false));
+}
+
+#[test]
+fn progress_dots_show_while_they_come() {
+    let (mut cutter, mut out) = (cutter(), Vec::new());
+    for dot in 0..10 {
+        let now = at(dot * 300);
+        while let Some(due) = cutter.next_deadline().filter(|due| *due <= now) {
+            cutter.tick(due, &mut out);
+        }
+        cutter.feed(now, LogStream::Stdout, b".", &mut out);
+    }
+    assert_eq!(texts(&out), vec![("..".to_owned(), true); 4], "none waits longer than half a second");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::executor::children::{self, Known};
 use crate::executor::spawn::Launch;
 use crate::executor::tree::Remains;
 use crate::executor::workspace::remove_tree;
+use crate::spool::Started;
 
 impl Shell {
     pub(super) fn start(&mut self, key: u64) -> Result<(), Reason> {
@@ -57,7 +58,7 @@ impl Shell {
         let attempt = running.order.attempt;
         running.main = Some(Main { pid: process.pid, pidfd: process.pidfd });
         running.pipes = [process.stdout, process.stderr].map(|fd| Some(Pipe { fd, left: None }));
-        let ticks = children::Proc::of(process.pid).map_or(0, |proc| proc.started);
+        let start_ticks = children::Proc::of(process.pid).map_or(0, |proc| proc.started);
         if let Err(error) = watched {
             // Without a way to see its end there is no attempt.
             if let (Some(tree), Some(main)) = (&running.tree, &running.main) {
@@ -66,7 +67,7 @@ impl Shell {
             }
             return Err(Reason::new(&format!("failed to watch the process: {error}")));
         }
-        self.emit(Event::Started { attempt, pid: process.pid, ticks, at: self.clock.now() });
+        self.emit(Event::Started(Started { attempt, pid: process.pid, start_ticks, at: self.clock.now() }));
         Ok(())
     }
 
