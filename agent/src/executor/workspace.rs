@@ -9,12 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use packrun_protocol::job::OWN_FOLDER;
 use packrun_protocol::name::Name;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::StartOrder;
 use super::spawn::{SpawnError, c_string};
-use crate::artifacts::OWN_FOLDER;
 
 /// The variable that marks the processes of an attempt: no two attempts have the same workspace.
 pub(super) const MARKER: &str = "PACKRUN_WORKSPACE";
