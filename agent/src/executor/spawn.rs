@@ -14,6 +14,7 @@ use packrun_protocol::job::Action;
 use rustix::pipe::{PipeFlags, pipe_with};
 use thiserror::Error;
 
+use super::children::Known;
 use super::sys::{self, CloneError, Image, Stack, Step};
 
 /// Longest script that is passed as an argument, in bytes: Linux takes 128 KiB per argument. A longer one goes
@@ -180,6 +181,8 @@ impl Spawner {
             folder: &root,
             stdio: [null; 3],
         };
+        // Nobody may take the child for an orphan, and reap it, before its failure was read.
+        let _known = Known::lock();
         matches!(sys::spawn(&mut self.stack, &image, Some(cgroup)), Err(CloneError::Child(Step::Program, _)))
     }
 }
