@@ -48,8 +48,7 @@ impl Cgroups {
     /// The cgroups for attempts whose workspaces are in `workspaces`, which names them for good: what an executor
     /// of the same folder left is ended. Fails where the host has none for us.
     pub(super) fn open(workspaces: &Path, spawner: &mut Spawner) -> io::Result<Self> {
-        let meta = fs::metadata(workspaces)?;
-        let folder = own_cgroup()?.join(format!("packrun-{:x}-{:x}", meta.dev(), meta.ino()));
+        let folder = own_cgroup()?.join(name_for(workspaces)?);
         if folder.exists() {
             end_leftovers(&folder)?;
         }
@@ -148,6 +147,14 @@ impl Slot {
         }
         Ok(())
     }
+}
+
+/// What the cgroups for these workspaces are called. The path alone could be that of another container's, and the
+/// number of a folder that was removed is soon another's.
+fn name_for(workspaces: &Path) -> io::Result<String> {
+    let (path, meta) = (fs::canonicalize(workspaces)?, fs::metadata(workspaces)?);
+    let path = crc32c::crc32c(path.as_os_str().as_encoded_bytes());
+    Ok(format!("packrun-{:x}-{:x}-{path:08x}", meta.dev(), meta.ino()))
 }
 
 /// The cgroup of this process, as a folder.

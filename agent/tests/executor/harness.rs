@@ -179,8 +179,9 @@ pub(crate) fn own_cgroup() -> Option<PathBuf> {
 
 /// What the cgroups of an executor in `folder` are in.
 pub(crate) fn cgroup_name(folder: &tempfile::TempDir) -> String {
-    let meta = std::fs::metadata(folder.path().join("workspaces")).unwrap();
-    format!("packrun-{:x}-{:x}", meta.dev(), meta.ino())
+    let path = std::fs::canonicalize(folder.path().join("workspaces")).unwrap();
+    let (meta, path) = (path.metadata().unwrap(), crc32c::crc32c(path.as_os_str().as_encoded_bytes()));
+    format!("packrun-{:x}-{:x}-{path:08x}", meta.dev(), meta.ino())
 }
 
 impl Drop for Harness {

@@ -46,7 +46,8 @@ async fn output_without_end_holds_no_deadline_up() {
         }
     };
     let outcome = tokio::time::timeout(PATIENCE, end).await.expect("the timeout comes");
-    assert_eq!((outcome.verdict, outcome.exit), (Verdict::TimedOut, Some(ExitStatus::Signal(15))));
+    let expected = (Verdict::TimedOut, Some(ExitStatus::Signal(15)));
+    assert_eq!((outcome.verdict, outcome.exit), expected, "{outcome:?}");
     assert!(outcome.ran_for < Duration::from_secs(10), "{:?}", outcome.ran_for);
 }
 
