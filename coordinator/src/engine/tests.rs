@@ -12,6 +12,7 @@ use super::*;
 use crate::core::event::{Arrival, Capacity, Command, NewRun};
 use crate::core::outcome::{CloseReason, Refusal, Reply};
 use crate::core::plan::{Plan, PlannedJob, PlannedRun, Retry, When};
+use crate::core::tests::make::enrolment;
 use crate::core::{Config, Core};
 use crate::store::RunFilter;
 
@@ -77,8 +78,9 @@ fn create(width: usize) -> (PackRunId, Command) {
 
 async fn enrol(engine: &Handle) -> AgentId {
     let agent = AgentId::generate();
-    let command = Command::EnrolAgent { agent, name: name("builder"), labels: Labels::default() };
-    assert_eq!(engine.command(command).await, Ok(Reply::Done));
+    let [create, enrol] = enrolment(agent, name("builder"));
+    assert_eq!(engine.command(create).await, Ok(Reply::Done));
+    assert_eq!(engine.command(enrol).await, Ok(Reply::Enrolled { name: name("builder") }));
     agent
 }
 

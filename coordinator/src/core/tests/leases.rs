@@ -8,7 +8,7 @@ use packrun_protocol::state::{AttemptState, PackRunState, Verdict};
 
 use super::make::{JobSpec, RUNNING, connected, job_run_id, labels, outcome, slots};
 use super::scene::{attempt, run, run_state, session, states, world};
-use crate::core::event::{Arrival, Capacity, Command, Event, Report, SessionId};
+use crate::core::event::{Arrival, Capacity, Command, Event, LogIndex, Report, SessionId};
 use crate::core::outcome::{CloseReason, Effect, Refusal};
 use crate::core::plan::{BACKOFF_MAX, Retry};
 
@@ -197,7 +197,11 @@ fn an_end_said_twice_is_recorded_once_and_settled_twice() {
     let (mut world, agent) = world(&[JobSpec::default(), JobSpec::default()]);
     world.start(agent, attempt(0, 1));
     let session = session(&world, agent);
-    let end = || Report::Ended { attempt: attempt(0, 1), outcome: outcome(Verdict::Succeeded, 0) };
+    let end = || Report::Ended {
+        attempt: attempt(0, 1),
+        outcome: outcome(Verdict::Succeeded, 0),
+        log: LogIndex::default(),
+    };
     let settled = |effects: &[Effect]| matches!(effects, [Effect::Settled { .. }]);
     assert!(settled(&world.report(agent, session, end()).effects));
     let again = world.report(agent, session, end());
