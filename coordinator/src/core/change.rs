@@ -38,6 +38,17 @@ pub enum Change {
     Token(TokenRow),
 }
 
+/// What a pack file is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Format {
+    /// JSON, RFC 8259.
+    Json,
+    /// TOML 1.1.
+    Toml,
+    /// YAML 1.2 without anchors, tags, directives and further documents.
+    Yaml,
+}
+
 /// An immutable pack version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackVersionRow {
@@ -49,6 +60,8 @@ pub struct PackVersionRow {
     pub digest: Digest,
     /// The file as it came.
     pub source: Arc<[u8]>,
+    /// What that is written in.
+    pub format: Format,
     /// The checked pack as canonical JSON.
     pub canonical: Arc<[u8]>,
     /// When it was registered.

@@ -13,7 +13,7 @@ use packrun_protocol::state::Outcome;
 use packrun_protocol::stream::Content;
 use serde::{Deserialize, Serialize};
 
-use super::change::Grant;
+use super::change::{Format, Grant};
 use super::plan::Plan;
 
 /// Names a waiting asker to the shell.
@@ -97,6 +97,8 @@ pub enum Command {
         digest: Digest,
         /// The file as it came.
         source: Arc<[u8]>,
+        /// What that is written in.
+        format: Format,
         /// The checked pack as canonical JSON.
         canonical: Arc<[u8]>,
     },
@@ -189,8 +191,11 @@ pub enum Report {
         /// Where its log lies.
         log: LogIndex,
     },
-    /// An attempt's process runs.
+    /// An attempt's process runs. Who has a ticket is told when that is recorded, or that the attempt is no longer
+    /// the agent's: what comes after it, such as the first line of the log, is then seen after it.
     Started {
+        /// Who waits, if anybody does.
+        ticket: Option<Ticket>,
         /// Which one.
         attempt: AttemptId,
     },

@@ -175,8 +175,8 @@ impl Core {
                 self.out.changes.push(Change::Log(LogRow { pack_run, attempt, log }));
                 Ok(Reply::Done)
             }
-            Command::RegisterPack { name, digest, source, canonical } => {
-                Ok(self.register_pack(name, digest, source, canonical))
+            Command::RegisterPack { name, digest, source, format, canonical } => {
+                Ok(self.register_pack(name, digest, source, format, canonical))
             }
             Command::ResumeAgent(id) => self.set_draining(id, false),
             Command::RevokeAgent(id) => self.revoke(id),
@@ -196,6 +196,18 @@ impl Core {
                 };
                 self.out.effects.push(Effect::Reply { ticket, reply });
             }
+            Report::Started { ticket, attempt } => {
+                let place = self.held_place(id, attempt).filter(|_| live);
+                if let Some(place) = place {
+                    self.start(place);
+                } else if live {
+                    self.out.effects.push(Effect::Fence { agent: id, session, attempt });
+                }
+                if let Some(ticket) = ticket {
+                    let reply = place.map(|_| Reply::Done).ok_or(Refusal::Fenced(attempt));
+                    self.out.effects.push(Effect::Reply { ticket, reply });
+                }
+            }
             _ if !live => {}
             Report::Disconnected => self.disconnect(id),
             Report::Draining(draining) => self.set_declining(id, draining),
@@ -206,10 +218,6 @@ impl Core {
                 }
                 self.out.effects.push(Effect::Settled { agent: id, session, attempt });
             }
-            Report::Started { attempt } => match self.held_place(id, attempt) {
-                Some(place) => self.start(place),
-                None => self.out.effects.push(Effect::Fence { agent: id, session, attempt }),
-            },
         }
     }
 

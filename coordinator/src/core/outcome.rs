@@ -6,6 +6,7 @@ use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
+use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
 use super::change::Change;
@@ -106,6 +107,8 @@ pub enum Standing {
     GoOn {
         /// The attempt's pack run.
         pack_run: PackRunId,
+        /// When it was assigned.
+        assigned_at: Timestamp,
     },
     /// It is not, or no longer: stop it and forget it.
     Fenced,

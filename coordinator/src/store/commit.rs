@@ -141,7 +141,8 @@ impl Batch {
         let mut canonicals = open(write.open_table(CANONICALS))?;
         for row in self.versions.values() {
             let key = (row.name.as_str(), row.version);
-            let info = VersionInfo { digest: row.digest, registered_at: row.registered_at };
+            let info =
+                VersionInfo { digest: row.digest, format: row.format, registered_at: row.registered_at };
             put(packs.insert(row.name.as_str(), row.version))?;
             put(versions.insert(key, &*encode(&info)?))?;
             put(sources.insert(key, &*row.source))?;

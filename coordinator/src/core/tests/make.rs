@@ -12,7 +12,7 @@ use packrun_protocol::state::{ExitStatus, Outcome, Verdict};
 use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::Timestamp;
 
-use crate::core::change::Grant;
+use crate::core::change::{Format, Grant};
 use crate::core::event::{Arrival, Artifact, Capacity, Command, NewRun, Report};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 
@@ -86,6 +86,7 @@ pub(super) fn register(pack: &str, content: &[u8]) -> Command {
         name: name(pack),
         digest: Digest::of(content),
         source: content.into(),
+        format: Format::Yaml,
         canonical: content.into(),
     }
 }

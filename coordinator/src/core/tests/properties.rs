@@ -280,7 +280,7 @@ impl Play {
             return;
         }
         let report = match kind % 3 {
-            0 => Report::Started { attempt },
+            0 => Report::Started { ticket: None, attempt },
             1 => {
                 let verdict = VERDICTS[usize::from(kind / 3) % 4];
                 let outcome = outcome(verdict, u32::from(kind / 64));

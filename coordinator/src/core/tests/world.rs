@@ -282,7 +282,7 @@ impl World {
         if entry.phase == HeldPhase::Assigned {
             entry.phase = RUNNING;
             if let Some(session) = model.session {
-                self.report(agent, session, Report::Started { attempt });
+                self.report(agent, session, Report::Started { ticket: None, attempt });
             }
         }
     }

@@ -15,6 +15,7 @@ use packrun_protocol::time::Timestamp;
 
 use super::*;
 use crate::core::change::Change;
+use crate::core::change::Format;
 use crate::core::event::{
     Arrival, Artifact, Capacity, Command, Event, Idempotency, LogIndex, NewRun, Report, SessionId, Ticket,
 };
@@ -69,6 +70,7 @@ impl World {
                 name: name("pack"),
                 digest: Digest::of(content),
                 source: content.into(),
+                format: Format::Yaml,
                 canonical: content.into(),
             });
         }
@@ -108,7 +110,7 @@ impl World {
 
     fn run_to_the_end(&mut self, job_run: JobRunId, verdict: Verdict) {
         let attempt = AttemptId { job_run, number: AttemptNumber::FIRST };
-        self.report(Report::Started { attempt });
+        self.report(Report::Started { ticket: None, attempt });
         let artifact = Artifact {
             name: None,
             path: "out/app".parse().unwrap(),
