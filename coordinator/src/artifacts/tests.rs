@@ -1,3 +1,5 @@
+//! Uploads that break off, lie or race, and what the store has after them.
+
 use std::time::Duration;
 
 use packrun_protocol::id::{AttemptNumber, JobRunId};

@@ -1,3 +1,5 @@
+//! The cache gives what it was given, keeps its bound, and outlives its process.
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};

@@ -1,3 +1,5 @@
+//! What is kept of a workspace, what is skipped, and what fails the attempt.
+
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,3 +1,5 @@
+//! Inputs land where they belong, whatever lies in their way.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Every state of an attempt with every input, and lives at random.
+
 use super::*;
 use proptest::prelude::*;
 

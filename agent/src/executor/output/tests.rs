@@ -1,3 +1,5 @@
+//! Whatever pieces output comes in, its entries are the same.
+
 use super::*;
 use packrun_protocol::block::Entry;
 use packrun_protocol::id::{AttemptNumber, JobRunId};

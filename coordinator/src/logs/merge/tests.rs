@@ -1,3 +1,5 @@
+//! The merge against a plain sort.
+
 use packrun_protocol::id::{AttemptNumber, JobRunId};
 use proptest::prelude::*;
 

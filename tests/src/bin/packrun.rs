@@ -1,0 +1,7 @@
+//! `packrun`, built for the tests of this package.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    packrun_coordinator::cli::main()
+}
