@@ -16,7 +16,7 @@ use super::artifact_stream::send;
 use super::session::{Ask, AttemptGrant, Streams, within};
 use crate::core::change::JobRunRow;
 use crate::core::plan::{Plan, PlannedRun};
-use crate::store::{Reader, StoreError};
+use crate::engine::{Reader, StoreError};
 
 /// Files that are read and sent together.
 const FILES_TOGETHER: usize = 256;

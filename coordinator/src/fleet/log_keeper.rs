@@ -18,9 +18,8 @@ use tokio::sync::broadcast::error::RecvError;
 use super::Shared;
 use crate::core::change::{FeedEntry, FeedRow};
 use crate::core::event::{Command, LogIndex};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Reader, StoreError};
 use crate::logs::{AppendError, Extent};
-use crate::store::{Reader, StoreError};
 
 /// How long to wait after a failure before all is looked at again.
 const AGAIN: Duration = Duration::from_secs(5);

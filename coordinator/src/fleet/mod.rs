@@ -296,3 +296,6 @@ fn endpoint_config(shared: &Shared) -> Result<(quinn::ServerConfig, Timestamp), 
 fn listen(config: quinn::ServerConfig, address: SocketAddr) -> Result<Endpoint, FleetError> {
     Endpoint::server(config, address).map_err(|source| FleetError::Listen { address, source })
 }
+
+#[cfg(test)]
+mod tests;
