@@ -10,6 +10,7 @@
 //! | `batch` | sequence check, arrival numbers, corrected time |
 //! | `writer` | appender and syncer |
 //! | `extent` | where each attempt's and each run's blocks lie |
+//! | `kept` | extents as bytes |
 //! | `recover` | the log at start |
 //! | `follow` | readers that wait |
 //! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
@@ -21,6 +22,7 @@ mod batch;
 mod chronological;
 mod extent;
 mod follow;
+mod kept;
 pub mod merge;
 mod recover;
 mod segment;
@@ -42,6 +44,7 @@ pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
 pub use extent::{Extent, FeedProgress, Progress};
 pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
 pub use writer::Health;
@@ -202,6 +205,12 @@ impl LogStore {
     #[must_use]
     pub fn progress(&self, attempt: AttemptId) -> Option<watch::Receiver<Progress>> {
         self.runs.run_of(attempt)?.progress(attempt)
+    }
+
+    /// The runs that are open here.
+    #[must_use]
+    pub fn open_runs(&self) -> Vec<PackRunId> {
+        self.runs.all().iter().map(|run| run.id).collect()
     }
 
     /// How far a run's feed has come; `None` when none of its attempts was opened, or it was closed.
