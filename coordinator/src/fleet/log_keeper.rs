@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use packrun_protocol::codec::{self, EncodeError};
+use packrun_protocol::codec::EncodeError;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::state::JobRunState;
 use packrun_protocol::time::ClockOffset;
@@ -19,7 +19,7 @@ use super::Shared;
 use crate::core::change::{FeedEntry, FeedRow};
 use crate::core::event::{Command, LogIndex};
 use crate::engine::{EngineError, Reader, StoreError};
-use crate::logs::{AppendError, Extent};
+use crate::logs::{AppendError, Extent, encode_extents};
 
 /// How long to wait after a failure before all is looked at again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ pub(super) fn log_index(extents: &[Extent]) -> Result<LogIndex, EncodeError> {
     if extents.is_empty() {
         return Ok(LogIndex::default());
     }
-    Ok(LogIndex(codec::encode_record(&extents)?.into()))
+    Ok(LogIndex(encode_extents(extents).into()))
 }
 
 /// Why a log could not be kept.
