@@ -1,0 +1,314 @@
+//! A whole coordinator in this process: its data folder, the store, the engine, logs and artifacts, the agents' side
+//! and the API, put together in the order in which they need each other, and taken apart in the opposite one.
+//!
+//! Nothing is accepted before everything that was live is loaded, and `ready.json` is there only while work is
+//! accepted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use packrun_protocol::id::PackRunId;
+use packrun_protocol::limit;
+use packrun_protocol::time::Clock;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, App, token::ApiToken};
+use crate::artifacts::ArtifactStore;
+use crate::core::change::{Grant, Role};
+use crate::core::event::Command;
+use crate::core::{Config, Core};
+use crate::engine::{self, Handle, Health};
+use crate::fleet::{self, Fleet, Identity, Leadership};
+use crate::logs::{LogConfig, LogStore};
+use crate::store::Store;
+
+/// What a coordinator needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where all data lies.
+    pub data_dir: PathBuf,
+    /// Where agents connect, UDP.
+    pub listen_agents: SocketAddr,
+    /// Where the API listens, TCP. Off loopback it speaks TLS.
+    pub listen_api: SocketAddr,
+    /// How long an agent may be away before its attempts are given to others.
+    pub lease: Duration,
+    /// How long an agent's certificate is valid.
+    pub certificate: Duration,
+    /// Most bytes of one artifact.
+    pub artifact_bytes_max: u64,
+}
+
+impl Settings {
+    /// The defaults, on this folder.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        let fleet = fleet::Settings::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)));
+        Self {
+            data_dir,
+            listen_agents: fleet.listen,
+            listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
+            lease: fleet.lease,
+            certificate: fleet.certificate,
+            artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
+        }
+    }
+}
+
+/// What `ready.json` says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ready {
+    /// The API's URL.
+    pub api: String,
+    /// Where agents connect: `host:port`.
+    pub agents: String,
+    /// The sha256 of the CA's certificate.
+    pub ca_fingerprint: String,
+    /// The file with a token that may do everything.
+    pub admin_token_file: PathBuf,
+}
+
+/// A coordinator at work.
+#[derive(Debug)]
+pub struct Coordinator {
+    ready: Ready,
+    ready_file: PathBuf,
+    engine: Handle,
+    logs: LogStore,
+    fleet: Fleet,
+    api: JoinHandle<std::io::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Coordinator {
+    /// Starts one. When this returns, it accepts work.
+    ///
+    /// # Errors
+    /// When the data can't be used, an address can't be had, or another coordinator runs on the folder.
+    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let clock = Clock::start();
+        let data_dir = claim(&settings.data_dir)?;
+        // Whoever waits for the file waits for this process.
+        let ready_file = data_dir.join("ready.json");
+        remove(&ready_file)?;
+        let (engine, logs, quarantined) = load(settings, &data_dir, clock).await?;
+        let folder = data_dir.join("artifacts");
+        let artifacts = blocking({
+            let (folder, bytes_max) = (folder.clone(), settings.artifact_bytes_max);
+            move || ArtifactStore::open(&folder, bytes_max)
+        })
+        .await?
+        .with_context(|| format!("cannot use the artifacts in {}", folder.display()))?;
+
+        let identity = Identity::open(&data_dir.join("ca"), clock)?;
+        let admin_token_file = admin_token(&engine, &data_dir, clock).await?;
+        let listener = TcpListener::bind(settings.listen_api)
+            .with_context(|| format!("cannot listen for the API on TCP {}", settings.listen_api))?;
+        listener.set_nonblocking(true).context("cannot listen for the API")?;
+        let address = listener.local_addr().context("cannot tell the API's address")?;
+        let tls = if address.ip().is_loopback() { None } else { Some(https(&identity, address.ip())?) };
+
+        let fleet_settings = fleet::Settings {
+            lease: settings.lease,
+            certificate: settings.certificate,
+            ..fleet::Settings::new(settings.listen_agents)
+        };
+        let fleet = fleet::start(
+            fleet_settings,
+            identity.clone(),
+            engine.clone(),
+            logs.clone(),
+            artifacts.clone(),
+            clock,
+        )
+        .await?;
+        let stop = CancellationToken::new();
+        let app = App {
+            engine: engine.clone(),
+            logs: logs.clone(),
+            artifacts,
+            clock,
+            started_at: clock.now(),
+            ca_fingerprint: identity.fingerprint(),
+            quarantined: Arc::new(quarantined),
+            stop: stop.clone(),
+        };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let api = tokio::spawn(api::serve(listener, tls, app));
+        let ready = Ready {
+            api: format!("{scheme}://{}", dialled(address)),
+            agents: dialled(fleet.local_addr()).to_string(),
+            ca_fingerprint: identity.fingerprint().to_string(),
+            admin_token_file,
+        };
+        write(&ready_file, &serde_json::to_vec_pretty(&ready)?, 0o644)?;
+        Ok(Self { ready, ready_file, engine, logs, fleet, api, stop })
+    }
+
+    /// Where it is, and how to talk to it.
+    #[must_use]
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Returns when it can't go on, with the reason.
+    pub async fn failed(&mut self) -> String {
+        let (mut health, mut leadership) = (self.engine.health(), self.fleet.leadership());
+        tokio::select! {
+            ended = &mut self.api => format!("the API's side ended: {ended:?}"),
+            stopped = health.wait_for(|health| *health != Health::Ready) => match stopped.as_deref() {
+                Ok(Health::Stopped(reason)) => format!("the store failed: {reason}"),
+                _ => "the engine ended".to_owned(),
+            },
+            _ = leadership.wait_for(|leadership| *leadership != Leadership::Leads) => {
+                "an agent has reported to a later coordinator: this one runs on old data, as a restored backup; \
+                 find the later one, or enrol the agents anew"
+                    .to_owned()
+            }
+        }
+    }
+
+    /// Takes nothing more, finishes what was taken, and tells agents and clients.
+    pub async fn stop(self) {
+        remove(&self.ready_file).unwrap_or_else(|error| tracing::warn!("{error:#}"));
+        self.stop.cancel();
+        if !self.api.is_finished() {
+            // What went wrong in it was reported by `failed`, or doesn't matter any more.
+            let _ = self.api.await;
+        }
+        self.fleet.stop().await;
+        self.engine.stop().await;
+        self.logs.close().await;
+    }
+}
+
+/// The engine and the logs with all that was live, and the pack runs that could not be restored.
+async fn load(
+    settings: &Settings,
+    data_dir: &Path,
+    clock: Clock,
+) -> anyhow::Result<(Handle, LogStore, BTreeMap<PackRunId, String>)> {
+    let path = data_dir.join("state.redb");
+    let store = blocking(move || Store::open(&path)).await??;
+    let (lease, committed) = store.acquire().await?;
+    let rows = store.load().await?;
+    let config = Config { lease: settings.lease };
+    let (core, left_out) = Core::restore(config, lease.epoch(), clock.now(), rows);
+    let mut quarantined = BTreeMap::new();
+    for run in left_out {
+        tracing::error!(pack_run = %run.pack_run, "a pack run could not be restored: {}", run.error);
+        quarantined.insert(run.pack_run, run.error.to_string());
+    }
+    let folder = data_dir.join("logs");
+    let reader = store.snapshot()?;
+    let (logs, recovery) = blocking(move || -> anyhow::Result<_> {
+        let open = reader.all_open_logs()?.into_iter().map(|(pack_run, _)| pack_run);
+        let live: BTreeSet<PackRunId> = open.chain(reader.live_runs()?).collect();
+        Ok(LogStore::open(&folder, LogConfig::default(), &|run| live.contains(&run))?)
+    })
+    .await??;
+    tracing::debug!(?recovery, "the logs are open");
+    Ok((engine::start(core, store, (lease, committed), clock), logs, quarantined))
+}
+
+/// Makes the data folder if it isn't there.
+fn claim(path: &Path) -> anyhow::Result<PathBuf> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| path.canonicalize())
+        .with_context(|| format!("cannot use the data folder {}; name another by --data-dir", path.display()))
+}
+
+/// The file with the administrator's token, which is made anew when it is missing or the token does not hold.
+async fn admin_token(engine: &Handle, data_dir: &Path, clock: Clock) -> anyhow::Result<PathBuf> {
+    let file = data_dir.join("admin.token");
+    let kept = match fs::read_to_string(&file) {
+        Ok(text) => text.parse::<ApiToken>().ok(),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => None,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    if let Some(token) = kept
+        && let Some(row) = engine.read()?.token(token.id())?
+        && row.holds(token.digest(), clock.now())
+        && row.grant == Grant::Api(Role::Admin)
+    {
+        return Ok(file);
+    }
+    let token = ApiToken::generate()?;
+    // First the file: a token that nobody knows would stay for ever.
+    write(&file, format!("{token}\n").as_bytes(), 0o600)?;
+    let grant = Grant::Api(Role::Admin);
+    engine.command(Command::CreateToken { id: token.id(), secret: token.digest(), grant, ttl: None }).await?;
+    Ok(file)
+}
+
+/// TLS for the API, with a certificate by the coordinator's CA for the names it is dialled by.
+fn https(identity: &Identity, ip: IpAddr) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string(), host];
+    if !ip.is_unspecified() {
+        names.push(ip.to_string());
+    }
+    let (certificate, _) = identity.issue_https(&names)?;
+    let chain = [certificate.certificate_pem.as_str(), identity.ca_pem()]
+        .into_iter()
+        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())?;
+    let mut config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// An address that a program on this host can dial.
+fn dialled(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()))
+        }
+        _ => address,
+    }
+}
+
+/// Puts a file with this content at `path`, whole or not at all.
+fn write(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
+    let beside = path.with_extension("new");
+    let written = remove(&beside).and_then(|()| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        Ok(fs::rename(&beside, path)?)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a thread ended before its work was done")
+}
