@@ -10,6 +10,8 @@
 //! | `workspace` | folder and environment |
 //! | `tree`, `cgroup`, `children` | ending whatever a job has started |
 //! | `poll` | waiting for many descriptors |
+//! | [`keeper`] | the executor and the journal in one hand |
+//! | [`ipc`] | what the keeper and the link say to each other |
 //!
 //! Invariants: an attempt's events come in order, [`Event::Ended`] last and after its last block; when it comes, its
 //! processes (as far as the host's [`Isolation`] reaches) and its workspace are gone. When the queue of events is
@@ -36,6 +38,8 @@ use crate::spool::Started;
 pub mod attempt;
 mod cgroup;
 mod children;
+pub mod ipc;
+pub mod keeper;
 mod output;
 mod poll;
 mod shell;

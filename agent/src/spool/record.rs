@@ -47,6 +47,16 @@ pub enum Record {
 }
 
 impl Record {
+    /// The attempt that it is about.
+    #[must_use]
+    pub fn attempt(&self) -> AttemptId {
+        match self {
+            Self::Assigned { attempt, .. } | Self::Ended { attempt, .. } | Self::Settled(attempt) => *attempt,
+            Self::Started(started) => started.attempt,
+            Self::Block(block) => block.attempt(),
+        }
+    }
+
     /// Appends the record to `buffer`.
     pub(super) fn write(&self, buffer: &mut Vec<u8>) -> Result<(), SpoolError> {
         let event = match self {

@@ -1,0 +1,412 @@
+//! The keeper: a thread that owns the journal's writer and the executor. It writes down what it is ordered and
+//! what happens, and passes on what the link has to do for an attempt.
+//!
+//! Invariants:
+//! - An assignment is in the journal before its attempt starts, and an end before anybody hears of it.
+//! - While the journal is full or can't be written, nothing is taken from the executor: jobs wait in their pipes.
+//!   Orders are carried out all the same. After [`PATIENCE`] of failed writes the attempts whose records wait fail.
+//! - What the journal holds as unfinished at the start was lost with the process that executed it.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use packrun_protocol::id::AttemptId;
+use packrun_protocol::state::Verdict;
+use packrun_protocol::time::{Clock, Timestamp};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use self::kept::{Kept, ended};
+use super::ipc::{self, Desk, Order, Port, Request};
+use super::{Command, Event, Executor, Isolation, Settings, StartError, StartOrder};
+use crate::spool::{Follower, Journal, JournalConfig, Phase, Record, SpoolError};
+
+mod kept;
+#[cfg(test)]
+mod tests;
+
+/// How long writes may fail before the attempts that wait for them do.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long is waited between two tries to write.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How many orders or events are written in one go.
+const BATCH: usize = 64;
+
+/// Why there is no keeper.
+#[derive(Debug, Error)]
+pub enum KeeperError {
+    /// The executor can't start.
+    #[error(transparent)]
+    Executor(#[from] StartError),
+    /// The journal can't be opened.
+    #[error("failed to open the journal")]
+    Journal(#[from] SpoolError),
+    /// The host gives no thread.
+    #[error("failed to start the keeper's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A running keeper. It ends when the orders' senders are dropped, after the ends of all attempts are written.
+#[derive(Debug)]
+pub struct Keeper {
+    /// To be joined.
+    pub thread: JoinHandle<()>,
+    /// What the executor can do here.
+    pub isolation: Isolation,
+}
+
+/// Opens the journal in `folder`, starts an executor, and a thread that keeps both.
+///
+/// # Errors
+/// When the journal can't be opened or the executor not started.
+pub fn start(
+    folder: &Path,
+    config: JournalConfig,
+    settings: Settings,
+    clock: Clock,
+) -> Result<(Keeper, Port), KeeperError> {
+    let mut journal = Journal::open(folder, config)?;
+    give_up_lost(&mut journal, folder, clock.now())?;
+    let Executor { commands, events, isolation } = super::start(settings, clock)?;
+    let (port, Desk { orders, requests, grown }) = ipc::pair();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(KeeperError::Thread)?;
+    let state = State {
+        journal,
+        clock,
+        commands: Some(commands),
+        attempts: HashMap::new(),
+        requests,
+        outbox: VecDeque::new(),
+        grown,
+        unwritten: None,
+        is_stopping: false,
+    };
+    let thread = thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || runtime.block_on(state.run(orders, events)))
+        .map_err(KeeperError::Thread)?;
+    Ok((Keeper { thread, isolation }, port))
+}
+
+/// Records the end of what an earlier process executed.
+fn give_up_lost(journal: &mut Journal, folder: &Path, now: Timestamp) -> Result<(), SpoolError> {
+    let is_unfinished = |(_, phase): &(AttemptId, &Phase)| !matches!(phase, Phase::Ended(_));
+    let lost: Vec<AttemptId> = journal.lives().filter(is_unfinished).map(|(attempt, _)| attempt).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let mut follower = Follower::new(folder.to_owned());
+    while follower.read()?.is_some() {}
+    let records: Vec<_> = lost
+        .into_iter()
+        .map(|attempt| {
+            let entries = follower.index().life(attempt).and_then(|life| life.next_seq).unwrap_or(0);
+            let reason = "the agent was stopped or killed while the attempt ran, and its processes with it";
+            Record::Ended { attempt, outcome: ended(Verdict::Lost, reason, entries, now) }
+        })
+        .collect();
+    tracing::warn!(attempts = records.len(), "attempts of an earlier life of this agent are lost");
+    journal.append(records)
+}
+
+struct State {
+    journal: Journal,
+    clock: Clock,
+    /// `None` once the executor is to end, or has.
+    commands: Option<mpsc::Sender<Command>>,
+    /// What the executor has, or had and has not reported the end of.
+    attempts: HashMap<AttemptId, Kept>,
+    requests: mpsc::Sender<Request>,
+    outbox: VecDeque<Request>,
+    grown: tokio::sync::watch::Sender<u64>,
+    unwritten: Option<Unwritten>,
+    is_stopping: bool,
+}
+
+/// What the loop woke up for.
+enum Turn {
+    Ordered(usize),
+    Happened(usize),
+    Retry,
+}
+
+/// Records that the journal did not take.
+struct Unwritten {
+    records: Vec<Record>,
+    since: Timestamp,
+    retry_at: Timestamp,
+}
+
+impl State {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut events: mpsc::Receiver<Event>) {
+        let (mut ordered, mut happened) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let (mut is_ordered, mut is_alive) = (true, true);
+        while is_ordered || is_alive {
+            let takes_events =
+                is_alive && self.unwritten.is_none() && (!self.journal.is_full() || !is_ordered);
+            let retry_at =
+                self.unwritten.as_ref().map(|unwritten| self.clock.instant(unwritten.retry_at).into());
+            // Nothing is lost when one of these is dropped for another.
+            let turn = tokio::select! {
+                biased;
+                count = orders.recv_many(&mut ordered, BATCH), if is_ordered => Turn::Ordered(count),
+                Ok(permit) = self.requests.reserve(), if !self.outbox.is_empty() => {
+                    if let Some(request) = self.outbox.pop_front() {
+                        permit.send(request);
+                    }
+                    continue;
+                }
+                () = sleep_until(retry_at), if retry_at.is_some() => Turn::Retry,
+                count = events.recv_many(&mut happened, BATCH), if takes_events => Turn::Happened(count),
+            };
+            match turn {
+                Turn::Ordered(0) => {
+                    is_ordered = false;
+                    self.commands = None;
+                }
+                Turn::Ordered(_) => self.carry_out(&mut ordered).await,
+                Turn::Happened(0) => {
+                    is_alive = false;
+                    self.executor_gone(is_ordered);
+                }
+                Turn::Happened(_) => self.take_down(&mut happened),
+                Turn::Retry => self.write_again().await,
+            }
+        }
+    }
+
+    /// Writes down what has to be before it is done, then does it.
+    async fn carry_out(&mut self, orders: &mut Vec<Order>) {
+        let mut records = Vec::new();
+        for order in orders.iter() {
+            match order {
+                Order::Start { epoch, assignment } if !self.attempts.contains_key(&assignment.attempt) => {
+                    records.push(Record::Assigned { attempt: assignment.attempt, epoch: *epoch });
+                }
+                Order::Forget(attempts) => records.extend(attempts.iter().copied().map(Record::Settled)),
+                _ => {}
+            }
+        }
+        let refusal = self.append(records).err().map(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the journal takes no assignments");
+            format!(
+                "the agent can't write its journal: {error}; see its log and the disk of its state folder"
+            )
+        });
+        for order in orders.drain(..) {
+            match order {
+                Order::Start { assignment, .. } if self.attempts.contains_key(&assignment.attempt) => {}
+                Order::Start { assignment, .. } => match &refusal {
+                    Some(reason) => self.fail(assignment.attempt, reason, 0),
+                    None => self.start(assignment).await,
+                },
+                Order::Cancel { attempt, reason } => {
+                    if let Some(kept) = self.attempts.get_mut(&attempt) {
+                        kept.canceled = Some(reason);
+                        self.command(Command::Cancel(attempt)).await;
+                    }
+                }
+                Order::Forget(attempts) => {
+                    for attempt in attempts {
+                        self.outbox.retain(|request| request.attempt() != attempt);
+                        if let Some(kept) = self.attempts.get_mut(&attempt) {
+                            kept.is_forgotten = true;
+                            self.command(Command::Kill(attempt)).await;
+                        }
+                    }
+                }
+                Order::LogAck(acks) => {
+                    for (attempt, next_seq) in acks {
+                        if let Err(error) = self.journal.acknowledge(attempt, next_seq) {
+                            tracing::warn!(%error, "a part of the journal that is of no use any more stays");
+                        }
+                    }
+                }
+                Order::Prepared(attempt, result) => self.command(Command::Prepared(attempt, result)).await,
+                Order::Collected { attempt, result, notes } => {
+                    self.remark(attempt, &notes);
+                    self.command(Command::Collected(attempt, result)).await;
+                }
+                Order::StopAll => {
+                    self.is_stopping = true;
+                    for attempt in self.attempts.keys().copied().collect::<Vec<_>>() {
+                        self.command(Command::Kill(attempt)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn start(&mut self, assignment: packrun_protocol::control::Assignment) {
+        let attempt = assignment.attempt;
+        if self.is_stopping || self.commands.is_none() {
+            let outcome = ended(Verdict::Lost, "the agent executes nothing any more", 0, self.clock.now());
+            return self.write(vec![Record::Ended { attempt, outcome }]);
+        }
+        self.attempts.insert(attempt, Kept::new(assignment.definition.clone()));
+        self.command(Command::Start(StartOrder {
+            attempt,
+            run: assignment.pack_run,
+            pack: assignment.pack,
+            version: assignment.version,
+            key: assignment.key,
+            definition: assignment.definition,
+        }))
+        .await;
+    }
+
+    /// The executor takes commands whatever it does with its events, so this doesn't hold anything up.
+    async fn command(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // That it is gone is seen by its events.
+            let _ = commands.send(command).await;
+        }
+    }
+
+    fn take_down(&mut self, events: &mut Vec<Event>) {
+        let mut records = Vec::with_capacity(events.len());
+        for event in events.drain(..) {
+            match event {
+                Event::LeftBehind { workspace, error } => {
+                    tracing::warn!(workspace = %workspace.display(), %error, "a workspace stays until the next start");
+                }
+                Event::Prepare { attempt, workspace } => {
+                    if let Some(inputs) = self.kept(attempt).map(|kept| kept.definition.inputs.clone()) {
+                        self.outbox.push_back(Request::Prepare { attempt, workspace, inputs });
+                    }
+                }
+                Event::Collect { attempt, workspace } => {
+                    if let Some(artifacts) = self.kept(attempt).map(|kept| kept.definition.artifacts.clone())
+                    {
+                        self.outbox.push_back(Request::Collect { attempt, workspace, artifacts });
+                    }
+                }
+                Event::Started(started) => {
+                    records.extend(self.kept(started.attempt).map(|_| Record::Started(started)));
+                }
+                Event::Block(block) => {
+                    if let Some(kept) = self.attempts.get_mut(&block.attempt())
+                        && !kept.is_forgotten
+                    {
+                        kept.taken = block.next_seq();
+                        records.push(Record::Block(block));
+                    }
+                }
+                Event::Ended { attempt, outcome } => {
+                    let Some(kept) = self.attempts.remove(&attempt).filter(|kept| !kept.is_forgotten) else {
+                        continue;
+                    };
+                    let outcome = kept.judge(outcome, self.is_stopping);
+                    records.push(Record::Ended { attempt, outcome });
+                }
+            }
+        }
+        self.write(records);
+    }
+
+    /// An attempt that somebody still wants to hear of.
+    fn kept(&self, attempt: AttemptId) -> Option<&Kept> {
+        self.attempts.get(&attempt).filter(|kept| !kept.is_forgotten)
+    }
+
+    /// Adds remarks of packrun's own to an attempt's log, whose output is complete.
+    fn remark(&mut self, attempt: AttemptId, notes: &[String]) {
+        let now = self.clock.now();
+        let blocks = self.attempts.get_mut(&attempt).map(|kept| kept.remark(attempt, notes, now));
+        self.write(blocks.into_iter().flatten().map(Record::Block).collect());
+    }
+
+    /// The executor's events are over: with or without our doing, nothing is executed any more.
+    fn executor_gone(&mut self, is_wanted: bool) {
+        self.commands = None;
+        if is_wanted {
+            tracing::error!("the executor ended unexpectedly; its attempts are lost");
+        }
+        let now = self.clock.now();
+        let lost = self.attempts.drain().filter(|(_, kept)| !kept.is_forgotten);
+        let records = lost.map(|(attempt, kept)| {
+            let outcome = ended(Verdict::Lost, "what executed it ended unexpectedly", kept.written, now);
+            Record::Ended { attempt, outcome }
+        });
+        let records = records.collect();
+        self.write(records);
+    }
+
+    /// Writes down what happened, or keeps it to be written later.
+    fn write(&mut self, records: Vec<Record>) {
+        if let Some(unwritten) = &mut self.unwritten {
+            return unwritten.records.extend(records);
+        }
+        if let Err(error) = self.append(records.iter().cloned()) {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the journal can't be written; jobs wait"
+            );
+            let since = self.clock.now();
+            self.unwritten = Some(Unwritten { records, since, retry_at: since + RETRY });
+        }
+    }
+
+    /// Tries once more. Whatever was written the first time is written again; a reader doesn't mind.
+    async fn write_again(&mut self) {
+        let Some(mut unwritten) = self.unwritten.take() else { return };
+        let now = self.clock.now();
+        let Err(error) = self.append(unwritten.records.iter().cloned()) else {
+            tracing::info!("the journal can be written again");
+            return;
+        };
+        if now.since(unwritten.since) < PATIENCE {
+            unwritten.retry_at = now + RETRY;
+            self.unwritten = Some(unwritten);
+            return;
+        }
+        let reason = format!("its output can't be kept: {error}; see the disk of the agent's state folder");
+        let attempts: BTreeSet<AttemptId> = unwritten.records.iter().map(Record::attempt).collect();
+        tracing::error!(attempts = attempts.len(), reason, "attempts fail");
+        for attempt in attempts {
+            let entries = self.attempts.get(&attempt).map_or(0, |kept| kept.written);
+            if let Some(kept) = self.attempts.get_mut(&attempt) {
+                kept.is_forgotten = true;
+            }
+            self.command(Command::Kill(attempt)).await;
+            self.fail(attempt, &reason, entries);
+        }
+    }
+
+    fn fail(&mut self, attempt: AttemptId, reason: &str, entries: u64) {
+        let outcome = ended(Verdict::Failed, reason, entries, self.clock.now());
+        self.outbox.push_back(Request::Failed { attempt, outcome });
+    }
+
+    fn append(&mut self, records: impl IntoIterator<Item = Record>) -> Result<(), SpoolError> {
+        let mut records = records.into_iter().peekable();
+        if records.peek().is_none() {
+            return Ok(());
+        }
+        let records: Vec<_> = records.collect();
+        let written = self.journal.append(records.iter().cloned());
+        // Some may have been written even then.
+        self.grown.send_modify(|times| *times = times.wrapping_add(1));
+        written?;
+        for record in &records {
+            if let Record::Block(block) = record
+                && let Some(kept) = self.attempts.get_mut(&block.attempt())
+            {
+                kept.written = block.next_seq();
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn sleep_until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,241 @@
+//! Getting through to a coordinator: the addresses in turn, the wait between two tries, and what a refusal means.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use packrun_protocol::cert::COORDINATOR_NAME;
+use packrun_protocol::stream::CloseCode;
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use thiserror::Error;
+
+/// How long is waited between two tries.
+const RETRY: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(10);
+
+/// How long one try may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Most addresses of a leader that are kept.
+const HINTS_MAX: usize = 16;
+
+/// Code of a connection that TLS ended: 0x100 and the alert (RFC 9001 §4.8).
+const TLS_ALERT: Range<u64> = 0x100..0x200;
+
+/// Alerts by which a server says that it will not have our certificate (RFC 8446 §6).
+const ALERT_REVOKED: u64 = 44;
+const ALERT_EXPIRED: u64 = 45;
+const ALERTS_CERTIFICATE: [u64; 6] = [42, 43, 46, 48, 49, 116];
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The address can't be resolved.
+    #[error("failed to resolve {address}: {why}")]
+    Address {
+        /// Which.
+        address: String,
+        /// Why.
+        why: String,
+    },
+    /// This host gives no socket.
+    #[error("failed to open a UDP socket")]
+    Socket(#[source] std::io::Error),
+    /// The configuration doesn't fit.
+    #[error("failed to start a connection to {address}")]
+    Start {
+        /// To which address.
+        address: String,
+        /// Why.
+        #[source]
+        source: quinn::ConnectError,
+    },
+    /// Nobody answers, or another than the coordinator.
+    #[error("failed to connect to {address}")]
+    Connect {
+        /// To which address.
+        address: String,
+        /// Why.
+        #[source]
+        source: ConnectionError,
+    },
+    /// The connection was there and is lost again.
+    #[error("the connection was lost at once: {0}")]
+    Lost(String),
+    /// Nobody answers in time.
+    #[error("{address} doesn't answer")]
+    Silent {
+        /// Which address.
+        address: String,
+    },
+}
+
+/// A connection and the socket that it lives on.
+#[derive(Debug)]
+pub(super) struct Dialed {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+    pub(super) address: String,
+}
+
+/// Connects to `address`, `host:port`; of several that it resolves to, to the first that answers.
+///
+/// # Errors
+/// When none does.
+pub(super) async fn dial(address: String, config: ClientConfig) -> Result<Dialed, DialError> {
+    let unresolved = |why: String| DialError::Address { address: address.clone(), why };
+    let resolved: Vec<SocketAddr> =
+        tokio::net::lookup_host(&address).await.map_err(|error| unresolved(error.to_string()))?.collect();
+    let mut last = unresolved("it has no address".to_owned());
+    for socket in resolved {
+        let local: SocketAddr = match socket {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = match Endpoint::client(local) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                last = DialError::Socket(error);
+                continue;
+            }
+        };
+        let connecting = endpoint
+            .connect_with(config.clone(), socket, COORDINATOR_NAME)
+            .map_err(|source| DialError::Start { address: address.clone(), source })?;
+        match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
+            Ok(Ok(connection)) => return Ok(Dialed { connection, endpoint, address }),
+            Ok(Err(source)) => last = DialError::Connect { address: address.clone(), source },
+            Err(_) => last = DialError::Silent { address: address.clone() },
+        }
+    }
+    Err(last)
+}
+
+impl DialError {
+    /// Whether somebody answered whom the agent doesn't believe.
+    #[must_use]
+    pub fn is_stranger(&self) -> bool {
+        let Self::Connect { source: ConnectionError::TransportError(error), .. } = self else { return false };
+        TLS_ALERT.contains(&error.code.into())
+    }
+}
+
+/// Why a coordinator doesn't let this agent in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Expired,
+    Revoked,
+    /// Another coordinator may know it.
+    Unknown,
+}
+
+impl Refusal {
+    pub(super) fn is_final(self) -> bool {
+        self != Self::Unknown
+    }
+
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Expired => "its certificate has expired; join again with a new token",
+            Self::Revoked => "it was revoked",
+            Self::Unknown => "its certificate is of another CA; join again with a token of this coordinator",
+        }
+    }
+}
+
+/// What a lost connection says of that. Only a connection that was there may be asked: what comes before the end of
+/// the handshake may come from anyone.
+pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
+    match error {
+        ConnectionError::ConnectionClosed(close) => {
+            match u64::from(close.error_code).checked_sub(TLS_ALERT.start)? {
+                ALERT_REVOKED => Some(Refusal::Revoked),
+                ALERT_EXPIRED => Some(Refusal::Expired),
+                alert if ALERTS_CERTIFICATE.contains(&alert) => Some(Refusal::Unknown),
+                _ => None,
+            }
+        }
+        ConnectionError::ApplicationClosed(close) => match CloseCode::from_wire(close.error_code.into())? {
+            CloseCode::Revoked => Some(Refusal::Revoked),
+            CloseCode::CertificateRequired => Some(Refusal::Unknown),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Waits that double, each shortened by chance by up to a half, so that many agents don't come back at once.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    bounds: Range<Duration>,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(bounds: Range<Duration>) -> Self {
+        Self { next: bounds.start, bounds }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(self.bounds.end);
+        jittered(wait)
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = self.bounds.start;
+    }
+}
+
+/// Between a half and the whole of `wait`.
+pub(super) fn jittered(wait: Duration) -> Duration {
+    let share = getrandom::u32().unwrap_or(u32::MAX);
+    wait / 2 + (wait / 2).mul_f64(f64::from(share) / f64::from(u32::MAX))
+}
+
+/// The coordinators' addresses, in turn, and when the next one is tried.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    given: VecDeque<String>,
+    hints: VecDeque<String>,
+    backoff: Backoff,
+}
+
+impl Addresses {
+    pub(super) fn new(given: Vec<String>) -> Self {
+        Self { given: given.into(), hints: VecDeque::new(), backoff: Backoff::new(RETRY) }
+    }
+
+    /// Where to go next.
+    pub(super) fn next(&mut self) -> Option<String> {
+        self.hints.pop_front().or_else(|| {
+            self.given.rotate_left(1);
+            self.given.back().cloned()
+        })
+    }
+
+    /// The next one is where we were: it comes back.
+    pub(super) fn stay(&mut self) {
+        self.given.rotate_right(1);
+    }
+
+    /// Somebody else says where the leader is.
+    pub(super) fn hint(&mut self, addresses: Vec<String>) {
+        self.hints = addresses.into_iter().take(HINTS_MAX).collect();
+    }
+
+    /// How long to wait before that.
+    pub(super) fn wait(&mut self) -> Duration {
+        self.backoff.next()
+    }
+
+    /// It worked.
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.hints.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.given.len()
+    }
+}

@@ -1,0 +1,159 @@
+//! The agent's identity on disk: `ca.pem`, `agent.pem` and `agent.key.pem`, readable by their owner alone, each
+//! written whole or not at all.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
+use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
+use thiserror::Error;
+
+const CA: &str = "ca.pem";
+const CERTIFICATE: &str = "agent.pem";
+const KEY: &str = "agent.key.pem";
+
+/// Largest file that is read.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// Why the identity can't be used.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// A file is not what it should be.
+    #[error("the agent's identity in {} can't be used; remove the folder and join again", folder.display())]
+    Content {
+        /// The identity's folder.
+        folder: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: CertError,
+    },
+    /// The files don't fit each other.
+    #[error("the agent's identity in {} can't be used; remove the folder and join again", folder.display())]
+    Tls {
+        /// The identity's folder.
+        folder: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: TlsError,
+    },
+    /// The operating system refuses.
+    #[error("failed to {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The folder with the identity.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    folder: PathBuf,
+}
+
+/// A whole identity.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) ca_pem: String,
+    pub(super) identity: Identity,
+    pub(super) certificate: AgentCertificate,
+    pub(super) config: quinn::ClientConfig,
+}
+
+impl Member {
+    fn new(folder: &Path, ca_pem: String, identity: Identity) -> Result<Self, IdentityError> {
+        let content = |source| IdentityError::Content { folder: folder.to_owned(), source };
+        let certificate = AgentCertificate::parse_pem(&identity.certificate_pem).map_err(content)?;
+        let config = member_config(&MemberConfig { identity: &identity, ca_pem: &ca_pem })
+            .map_err(|source| IdentityError::Tls { folder: folder.to_owned(), source })?;
+        Ok(Self { ca_pem, identity, certificate, config })
+    }
+}
+
+impl Store {
+    pub(super) fn new(state: &Path) -> Self {
+        Self { folder: state.join("identity") }
+    }
+
+    /// The identity, if the agent has joined.
+    pub(super) fn load(&self) -> Result<Option<Member>, IdentityError> {
+        let [ca, certificate, key] = [CA, CERTIFICATE, KEY].map(|name| self.read(name));
+        let (Some(ca_pem), Some(certificate_pem), Some(key_pem)) = (ca?, certificate?, key?) else {
+            return Ok(None);
+        };
+        Member::new(&self.folder, ca_pem, Identity { certificate_pem, key_pem }).map(Some)
+    }
+
+    /// The agent's key, made now if there is none. It is kept before it is used, so that a join that was cut off
+    /// is repeated with the same one.
+    pub(super) fn key(&self) -> Result<String, IdentityError> {
+        if let Some(key) = self.read(KEY)? {
+            return Ok(key);
+        }
+        let content = |source| IdentityError::Content { folder: self.folder.clone(), source };
+        let key = cert::generate_key().map_err(content)?;
+        self.write(KEY, &key)?;
+        Ok(key)
+    }
+
+    /// Keeps what a join has brought.
+    pub(super) fn join(&self, ca_pem: &str, identity: Identity) -> Result<Member, IdentityError> {
+        let member = Member::new(&self.folder, ca_pem.to_owned(), identity)?;
+        self.write(KEY, &member.identity.key_pem)?;
+        self.write(CA, ca_pem)?;
+        self.write(CERTIFICATE, &member.identity.certificate_pem)?;
+        Ok(member)
+    }
+
+    /// Keeps a renewed certificate for the key of `member`.
+    pub(super) fn renew(&self, member: &Member, certificate_pem: &str) -> Result<Member, IdentityError> {
+        let key_pem = member.identity.key_pem.clone();
+        let identity = Identity { certificate_pem: certificate_pem.to_owned(), key_pem };
+        let renewed = Member::new(&self.folder, member.ca_pem.clone(), identity)?;
+        if renewed.certificate.agent != member.certificate.agent {
+            let why = "it is another agent's".to_owned();
+            let source = CertError::Read { what: "renewed certificate", why };
+            return Err(IdentityError::Content { folder: self.folder.clone(), source });
+        }
+        self.write(CERTIFICATE, certificate_pem)?;
+        Ok(renewed)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, IdentityError> {
+        let path = self.folder.join(name);
+        let mut text = String::new();
+        let read = File::open(&path)
+            .and_then(|file| io::Read::read_to_string(&mut io::Read::take(file, FILE_BYTES_MAX), &mut text));
+        match read {
+            Ok(_) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(IdentityError::File { action: "read", path, source }),
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), IdentityError> {
+        let path = self.folder.join(name);
+        let written = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        written.and_then(|()| write_whole(&path, text.as_bytes())).map_err(|source| IdentityError::File {
+            action: "write",
+            path,
+            source,
+        })
+    }
+}
+
+/// Writes a file so that a crash leaves the old content or the new one, for the owner's eyes.
+pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let _ = fs::remove_file(&draft);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}

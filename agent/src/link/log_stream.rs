@@ -1,0 +1,78 @@
+//! The log of one attempt on its way: blocks from the journal onto a stream of their own, which is opened with the
+//! first of them, so that a silent job costs none. A stream that fails is opened again from what is acknowledged.
+
+use std::time::Duration;
+
+use packrun_protocol::block::Block;
+use packrun_protocol::id::AttemptId;
+use packrun_protocol::quic::{FrameWriter, WriteError};
+use packrun_protocol::stream::{CloseCode, StreamHeader};
+use quinn::{Connection, VarInt};
+
+use super::PRIORITY_LOG;
+use super::dial::Backoff;
+use super::journal::Reader;
+
+/// How long is waited after a stream failed on a connection that lives.
+const RETRY: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
+
+/// Sends the log of `attempt` from entry `from` on, until its end or that of the connection.
+pub(super) async fn send(connection: Connection, reader: Reader, attempt: AttemptId, mut from: u64) {
+    let mut backoff = Backoff::new(RETRY);
+    loop {
+        let start = from;
+        let Err(error) = send_once(&connection, &reader, attempt, &mut from).await else { return };
+        if connection.close_reason().is_some() {
+            return;
+        }
+        if from > start {
+            backoff.reset();
+        }
+        tracing::warn!(%attempt, %error, "a log's stream failed and is opened again");
+        tokio::time::sleep(backoff.next()).await;
+        from = reader.acked(attempt).await;
+    }
+}
+
+async fn send_once(
+    connection: &Connection,
+    reader: &Reader,
+    attempt: AttemptId,
+    from: &mut u64,
+) -> Result<(), WriteError> {
+    let mut opened: Option<FrameWriter> = None;
+    while let Some(blocks) = reader.blocks(attempt, *from).await {
+        let writer = match &mut opened {
+            Some(writer) => writer,
+            None => {
+                let first = blocks.first().map_or(*from, Block::first_seq);
+                opened.insert(open(connection, StreamHeader::Log { attempt, from: first }).await?)
+            }
+        };
+        *from = blocks.last().map_or(*from, Block::next_seq);
+        let mut chunks: Vec<_> = blocks.into_iter().map(|block| block.as_bytes().clone()).collect();
+        if let Err(error) = writer.stream().write_all_chunks(&mut chunks).await {
+            // Else its drop would finish it, as if that were all.
+            let _ = writer.stream().reset(VarInt::from_u32(CloseCode::Unavailable.to_wire()));
+            return Err(error.into());
+        }
+    }
+    if let Some(mut writer) = opened {
+        let _ = writer.stream().finish();
+        // Until the coordinator has all of it, the stream may still fail.
+        match writer.stream().stopped().await {
+            Ok(None) => {}
+            Ok(Some(code)) => return Err(WriteError::Stream(quinn::WriteError::Stopped(code))),
+            Err(_) => return Err(WriteError::Stream(quinn::WriteError::ClosedStream)),
+        }
+    }
+    Ok(())
+}
+
+async fn open(connection: &Connection, header: StreamHeader) -> Result<FrameWriter, WriteError> {
+    let stream = connection.open_uni().await.map_err(quinn::WriteError::ConnectionLost)?;
+    let _ = stream.set_priority(PRIORITY_LOG);
+    let mut writer = FrameWriter::new(stream);
+    writer.send(&header).await?;
+    Ok(writer)
+}

@@ -1,0 +1,361 @@
+//! What the agent says to its coordinator and does at its word: `handle(input, now)` gives outputs in order, and
+//! `deadline` says when to come back. No I/O, no clock.
+//!
+//! ```text
+//! Away → Greeting (Hello sent) → Live (Welcome came) → Away
+//! ```
+//! Invariants:
+//! - A frame of a lower epoch than the highest one seen changes nothing and ends the session.
+//! - What the journal holds is reported until the coordinator says that it is settled, once a session.
+//! - An attempt is ordered once, never below one that is known of its job run, and only while the coordinator has
+//!   answered something that was sent in the last [`FRESH`], by both clocks: the monotonic one stops while the
+//!   host sleeps, the wall clock doesn't.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use packrun_protocol::bounded::{Bounded, BoundedText};
+use packrun_protocol::control::{
+    Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Pem, ToAgent,
+};
+use packrun_protocol::id::{AttemptId, Epoch};
+use packrun_protocol::limit;
+use packrun_protocol::name::Labels;
+use packrun_protocol::state::{Outcome, Reason};
+use packrun_protocol::time::{ClockOffset, OffsetFilter, Timestamp};
+
+use self::held::{Held, Spent};
+use crate::executor::ipc::Order;
+use crate::spool::Record;
+
+mod held;
+mod live;
+#[cfg(test)]
+mod tests;
+
+/// How old a sign of the coordinator may be for an attempt to start.
+pub const FRESH: Duration = Duration::from_secs(10);
+
+/// How long the coordinator may take for its Welcome, and for the answer to a ping beyond three heartbeats.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long is waited before a renewal is asked for again.
+pub const RENEW_RETRY: Duration = Duration::from_secs(60);
+
+/// What doesn't change while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Its version, for people.
+    pub version: BoundedText<64>,
+    /// Its labels.
+    pub labels: Labels,
+    /// What it takes on.
+    pub capacity: Capacity,
+}
+
+/// A point in time by both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// By the agent's clock, which never jumps.
+    pub at: Timestamp,
+    /// By the host's wall clock, which goes on while the host sleeps.
+    pub wall: Timestamp,
+}
+
+impl Moment {
+    /// Whether this is at most [`FRESH`] before `now`, by both clocks.
+    fn is_fresh(self, now: Self) -> bool {
+        now.wall >= self.wall && now.wall.since(self.wall) <= FRESH && now.at.since(self.at) <= FRESH
+    }
+}
+
+/// What happens.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A connection is there and its control stream open.
+    Connected,
+    /// It is gone.
+    Disconnected,
+    /// The coordinator said something.
+    Frame(FromCoordinator),
+    /// The journal has grown by this; never a block.
+    Journal(Record),
+    /// An attempt ended and the journal can't say so.
+    Failed(AttemptId, Outcome),
+    /// The agent takes no new attempts from now on, or does again.
+    Draining(bool),
+    /// The certificate is to be renewed then.
+    RenewAt(Timestamp),
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Say this on the control stream.
+    Send(FromAgent),
+    /// Tell the executor's side.
+    Order(Order),
+    /// The coordinator has let the agent in: streams may be opened. It calls the agent this.
+    Welcomed(packrun_protocol::name::Name),
+    /// Send the attempt's log from this entry on.
+    OpenLog(AttemptId, u64),
+    /// Stop whatever is under way for the attempt.
+    Forget(AttemptId),
+    /// A higher epoch was seen: keep it.
+    Epoch(Epoch),
+    /// Ask for a new certificate.
+    Renew,
+    /// Use this certificate from the next connection on.
+    Install(Pem),
+    /// End the session.
+    Leave(Leave),
+}
+
+/// Why a session ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leave {
+    /// The coordinator broke the protocol, in these words.
+    Protocol(&'static str),
+    /// It was replaced by one of a higher epoch.
+    LowerEpoch {
+        /// Its epoch.
+        epoch: Epoch,
+        /// The highest seen.
+        highest: Epoch,
+    },
+    /// It doesn't answer.
+    Silent,
+    /// It stops.
+    Goodbye {
+        /// Whether a successor is expected at once.
+        restarting: bool,
+        /// Why.
+        reason: Reason,
+    },
+    /// Another one commands, at one of these addresses.
+    NotLeader(Vec<String>),
+}
+
+#[derive(Debug)]
+enum Session {
+    Away,
+    Greeting { sent: Moment, draining: bool },
+    Live(Live),
+}
+
+/// What is known while the coordinator listens.
+#[derive(Debug)]
+struct Live {
+    heartbeat: Duration,
+    /// When the pings that are not answered were sent, by the machine's own `sent`.
+    pings: VecDeque<Moment>,
+    next_ping: Timestamp,
+    /// When what the coordinator answered last was sent.
+    answered: Moment,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Machine {
+    profile: Profile,
+    epoch: Epoch,
+    draining: bool,
+    held: BTreeMap<AttemptId, Held>,
+    spent: Spent,
+    session: Session,
+    /// Assignments that wait for a fresh sign of the coordinator.
+    waiting: VecDeque<(Epoch, Assignment)>,
+    offset: OffsetFilter,
+    renew_at: Option<Timestamp>,
+}
+
+impl Machine {
+    /// A machine that has seen no coordinator of a higher epoch than `epoch`.
+    #[must_use]
+    pub fn new(profile: Profile, epoch: Epoch) -> Self {
+        Self {
+            profile,
+            epoch,
+            draining: false,
+            held: BTreeMap::new(),
+            spent: Spent::default(),
+            session: Session::Away,
+            waiting: VecDeque::new(),
+            offset: OffsetFilter::default(),
+            renew_at: None,
+        }
+    }
+
+    /// An epoch that is known from elsewhere was seen.
+    pub fn raise(&mut self, epoch: Epoch) {
+        self.epoch = self.epoch.max(epoch);
+    }
+
+    /// Whether an attempt has not ended.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || self.held.values().any(|held| held.outcome.is_none())
+    }
+
+    /// Whether nothing is held that the coordinator hasn't settled.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.held.is_empty()
+    }
+
+    /// How far the coordinator's clock is ahead, as far as that is known.
+    #[must_use]
+    pub fn offset(&self) -> Option<ClockOffset> {
+        self.offset.best()
+    }
+
+    /// When [`Input::Tick`] is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        match &self.session {
+            Session::Away => None,
+            Session::Greeting { sent, .. } => Some(sent.at + ANSWER_LIMIT),
+            Session::Live(live) => {
+                let overdue = live.pings.front().map(|ping| ping.at + live.patience());
+                overdue.into_iter().chain([live.next_ping]).chain(self.renew_at).min()
+            }
+        }
+    }
+
+    /// Takes an input, and says what to do.
+    pub fn handle(&mut self, input: Input, now: Moment) -> Vec<Output> {
+        let mut out = Vec::new();
+        match input {
+            Input::Connected => self.greet(now, &mut out),
+            Input::Disconnected => self.away(),
+            Input::Frame(frame) => self.frame(frame, now, &mut out),
+            Input::Journal(record) => self.journal(record, &mut out),
+            Input::Failed(attempt, outcome) => {
+                if let Some(held) = self.held.get_mut(&attempt) {
+                    held.outcome = Some(outcome);
+                }
+                self.report(attempt, &mut out);
+            }
+            Input::Draining(draining) => {
+                if std::mem::replace(&mut self.draining, draining) != draining
+                    && matches!(self.session, Session::Live(_))
+                {
+                    out.push(Output::Send(FromAgent::Draining(draining)));
+                }
+            }
+            Input::RenewAt(time) => self.renew_at = Some(time),
+            Input::Tick => self.tick(now, &mut out),
+        }
+        if out.iter().any(|output| matches!(output, Output::Leave(_))) {
+            self.away();
+        }
+        out
+    }
+
+    fn away(&mut self) {
+        self.session = Session::Away;
+        self.offset = OffsetFilter::default();
+        // They were never written down, so Hello won't name them, and the coordinator knows that.
+        self.waiting.clear();
+        self.held.values_mut().for_each(Held::forget_session);
+    }
+
+    fn greet(&mut self, now: Moment, out: &mut Vec<Output>) {
+        self.away();
+        // There can't be more: no assignment over the limit is taken.
+        let told = self.held.iter_mut().take(limit::HELD_ATTEMPTS_MAX);
+        let attempts: Vec<_> = told.map(|(attempt, held)| held.greet(*attempt)).collect();
+        let Ok(attempts) = Bounded::try_from(attempts) else { return };
+        out.push(Output::Send(FromAgent::Hello(Hello {
+            minor: MINOR,
+            version: self.profile.version.clone(),
+            labels: self.profile.labels.clone(),
+            capacity: self.profile.capacity,
+            draining: self.draining,
+            epoch: self.epoch,
+            attempts,
+        })));
+        self.session = Session::Greeting { sent: now, draining: self.draining };
+    }
+
+    fn frame(&mut self, frame: FromCoordinator, now: Moment, out: &mut Vec<Output>) {
+        let FromCoordinator { epoch, message } = frame;
+        if epoch < self.epoch {
+            return out.push(Output::Leave(Leave::LowerEpoch { epoch, highest: self.epoch }));
+        }
+        if epoch > self.epoch {
+            self.epoch = epoch;
+            out.push(Output::Epoch(epoch));
+        }
+        match (message, &self.session) {
+            (_, Session::Away) => {}
+            (ToAgent::Goodbye { restarting, reason }, _) => {
+                out.push(Output::Leave(Leave::Goodbye { restarting, reason }));
+            }
+            (ToAgent::NotLeader(addresses), _) => {
+                let addresses = addresses.iter().map(|address| address.as_str().to_owned()).collect();
+                out.push(Output::Leave(Leave::NotLeader(addresses)));
+            }
+            (ToAgent::Welcome(welcome), &Session::Greeting { sent, draining }) => {
+                self.welcome(welcome, sent, now, out);
+                if self.draining != draining {
+                    out.push(Output::Send(FromAgent::Draining(self.draining)));
+                }
+            }
+            (_, Session::Greeting { .. }) => {
+                out.push(Output::Leave(Leave::Protocol("something came before Welcome")));
+            }
+            (ToAgent::Welcome(_), Session::Live(_)) => {
+                out.push(Output::Leave(Leave::Protocol("a second Welcome")));
+            }
+            (message, Session::Live(_)) => self.live(epoch, message, now, out),
+        }
+    }
+
+    fn journal(&mut self, record: Record, out: &mut Vec<Output>) {
+        let attempt = record.attempt();
+        match record {
+            Record::Assigned { epoch, .. } => {
+                self.epoch = self.epoch.max(epoch);
+                if !self.spent.contains(attempt) {
+                    self.held.entry(attempt).or_default();
+                }
+            }
+            Record::Settled(_) => {
+                if self.held.remove(&attempt).is_some() {
+                    self.spent.add(attempt);
+                }
+            }
+            Record::Started(started) => {
+                if let Some(held) = self.held.get_mut(&attempt) {
+                    held.started = Some(started.at);
+                }
+            }
+            Record::Ended { outcome, .. } => {
+                if let Some(held) = self.held.get_mut(&attempt) {
+                    held.outcome = Some(outcome);
+                }
+            }
+            Record::Block(_) => {}
+        }
+        self.report(attempt, out);
+    }
+
+    /// Says of an attempt what this session hasn't heard yet.
+    fn report(&mut self, attempt: AttemptId, out: &mut Vec<Output>) {
+        if matches!(self.session, Session::Live(_))
+            && let Some(held) = self.held.get_mut(&attempt)
+        {
+            out.extend(held.report(attempt).into_iter().map(Output::Send));
+        }
+    }
+}
+
+impl Live {
+    /// How long an answer to a ping may take.
+    fn patience(&self) -> Duration {
+        3 * self.heartbeat + ANSWER_LIMIT
+    }
+}

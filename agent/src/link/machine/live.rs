@@ -1,0 +1,196 @@
+//! What the machine does while the coordinator listens.
+
+use std::time::Duration;
+
+use packrun_protocol::control::{Assignment, FromAgent, HeldAnswer, Ping, ToAgent, Welcome};
+use packrun_protocol::id::{AttemptId, AttemptNumber, Epoch};
+use packrun_protocol::limit;
+use packrun_protocol::state::{Outcome, Reason, Verdict};
+use packrun_protocol::time::ClockOffset;
+
+use super::held::Held;
+use super::{Leave, Live, Machine, Moment, Output, RENEW_RETRY, Session};
+use crate::executor::ipc::Order;
+
+/// The heartbeat that is kept, whatever the coordinator wants.
+const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+
+/// Most pings that wait for their answer.
+const PINGS_MAX: usize = 16;
+
+impl Machine {
+    pub(super) fn welcome(&mut self, welcome: Welcome, sent: Moment, now: Moment, out: &mut Vec<Output>) {
+        let greeted = self.held.iter().filter(|(_, held)| held.is_greeted()).map(|(attempt, _)| attempt);
+        if !greeted.eq(welcome.attempts.iter().map(|(attempt, _)| attempt)) {
+            return out
+                .push(Output::Leave(Leave::Protocol("Welcome doesn't answer for the attempts of Hello")));
+        }
+        let heartbeat = welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
+        // Welcome answers Hello: that is as good a sign as a ping's.
+        let live = Live { heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        self.session = Session::Live(live);
+        out.push(Output::Welcomed(welcome.name));
+        for (attempt, answer) in welcome.attempts.into_vec() {
+            match answer {
+                HeldAnswer::GoOn { log_from } => {
+                    if let Some(held) = self.held.get_mut(&attempt) {
+                        held.go_on(log_from);
+                    }
+                    out.push(Output::OpenLog(attempt, log_from));
+                    self.report(attempt, out);
+                }
+                HeldAnswer::Fenced | HeldAnswer::Settled => self.forget(vec![attempt], out),
+            }
+        }
+        self.tick(now, out);
+    }
+
+    pub(super) fn live(&mut self, epoch: Epoch, message: ToAgent, now: Moment, out: &mut Vec<Output>) {
+        match message {
+            ToAgent::Assign(assignments) => {
+                for assignment in assignments {
+                    self.assign(epoch, assignment, out);
+                }
+                self.start_waiting(now, out);
+            }
+            ToAgent::Cancel { attempt, reason } => self.cancel(attempt, reason, now, out),
+            ToAgent::Fence(attempt) => self.forget(vec![attempt], out),
+            ToAgent::Settled(attempts) => self.forget(attempts, out),
+            ToAgent::LogAck(acks) => {
+                let acks: Vec<_> = acks.into_iter().filter(|ack| self.acknowledge(*ack)).collect();
+                if !acks.is_empty() {
+                    out.push(Output::Order(Order::LogAck(acks)));
+                }
+            }
+            ToAgent::Pong { sent, answered } => {
+                let Session::Live(live) = &mut self.session else { return };
+                let Some(at) = live.pings.iter().position(|ping| ping.at == sent) else { return };
+                if let Some(ping) = live.pings.drain(..=at).next_back() {
+                    live.answered = ping;
+                    self.offset.add(ClockOffset::of_exchange(sent, answered, now.at));
+                }
+                self.start_waiting(now, out);
+            }
+            ToAgent::Certificate(certificate) => {
+                self.renew_at = None;
+                out.push(Output::Install(certificate));
+            }
+            ToAgent::Drain(drain) => {
+                tracing::info!(drain, "the coordinator changed whether this agent is given attempts");
+            }
+            // They were dealt with before.
+            ToAgent::Welcome(_) | ToAgent::Goodbye { .. } | ToAgent::NotLeader(_) => {}
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Moment, out: &mut Vec<Output>) {
+        let renews = self.renew_at.is_some_and(|time| time <= now.at);
+        match &mut self.session {
+            Session::Away => {}
+            Session::Greeting { sent, .. } => {
+                if sent.at + super::ANSWER_LIMIT <= now.at {
+                    out.push(Output::Leave(Leave::Silent));
+                }
+            }
+            Session::Live(live) => {
+                if live.pings.front().is_some_and(|ping| ping.at + live.patience() <= now.at) {
+                    return out.push(Output::Leave(Leave::Silent));
+                }
+                if live.next_ping <= now.at {
+                    self.ping(now, out);
+                }
+                if renews {
+                    self.renew_at = Some(now.at + RENEW_RETRY);
+                    out.push(Output::Renew);
+                }
+            }
+        }
+    }
+
+    fn ping(&mut self, now: Moment, out: &mut Vec<Output>) {
+        let Session::Live(live) = &mut self.session else { return };
+        live.next_ping = now.at + live.heartbeat;
+        // Its time is a ping's name; a second one in the same microsecond says nothing new.
+        if live.pings.len() < PINGS_MAX && live.pings.back().is_none_or(|last| last.at < now.at) {
+            live.pings.push_back(now);
+            out.push(Output::Send(FromAgent::Ping(Ping { sent: now.at, offset: self.offset.best() })));
+        }
+    }
+
+    fn assign(&mut self, epoch: Epoch, assignment: Assignment, out: &mut Vec<Output>) {
+        let attempt = assignment.attempt;
+        let of_job_run = AttemptId { job_run: attempt.job_run, number: AttemptNumber::FIRST };
+        let mut known = self.held.range(of_job_run..).map(|(held, _)| held);
+        let highest = known.by_ref().take_while(|held| held.job_run == attempt.job_run).last();
+        let waiting = self.waiting.iter().map(|(_, waiting)| waiting.attempt);
+        let waits =
+            waiting.filter(|waiting| waiting.job_run == attempt.job_run).any(|waiting| waiting >= attempt);
+        if waits || self.spent.contains(attempt) || highest.is_some_and(|highest| *highest >= attempt) {
+            return tracing::debug!(%attempt, "an assignment of an attempt that is known, or of an earlier one");
+        }
+        if self.held.len() + self.waiting.len() >= limit::HELD_ATTEMPTS_MAX {
+            return out.push(Output::Leave(Leave::Protocol("more attempts than an agent can hold")));
+        }
+        self.waiting.retain(|(_, waiting)| waiting.attempt.job_run != attempt.job_run);
+        self.waiting.push_back((epoch, assignment));
+    }
+
+    /// Starts what waits if the coordinator was there just now, else asks.
+    fn start_waiting(&mut self, now: Moment, out: &mut Vec<Output>) {
+        let Session::Live(live) = &self.session else { return };
+        if self.waiting.is_empty() {
+            return;
+        }
+        if !live.answered.is_fresh(now) {
+            if live.pings.back().is_none_or(|ping| !ping.is_fresh(now)) {
+                self.ping(now, out);
+            }
+            return;
+        }
+        for (epoch, assignment) in std::mem::take(&mut self.waiting) {
+            let attempt = assignment.attempt;
+            self.held.insert(attempt, Held::assigned());
+            out.push(Output::Order(Order::Start { epoch, assignment }));
+            out.push(Output::OpenLog(attempt, 0));
+        }
+    }
+
+    fn cancel(&mut self, attempt: AttemptId, reason: Reason, now: Moment, out: &mut Vec<Output>) {
+        if let Some(at) = self.waiting.iter().position(|(_, waiting)| waiting.attempt == attempt) {
+            self.waiting.remove(at);
+            let outcome = Outcome {
+                verdict: Verdict::Canceled,
+                exit: None,
+                reason: Some(reason),
+                ended_at: now.at,
+                ran_for: Duration::ZERO,
+                entries: 0,
+                artifacts: 0,
+            };
+            self.held.insert(attempt, Held::ended(outcome));
+            self.report(attempt, out);
+        } else if self.held.get(&attempt).is_some_and(|held| held.outcome.is_none()) {
+            out.push(Output::Order(Order::Cancel { attempt, reason }));
+        }
+    }
+
+    fn forget(&mut self, mut attempts: Vec<AttemptId>, out: &mut Vec<Output>) {
+        self.waiting.retain(|(_, waiting)| !attempts.contains(&waiting.attempt));
+        attempts.retain(|attempt| {
+            self.spent.add(*attempt);
+            self.held.remove(attempt).is_some()
+        });
+        out.extend(attempts.iter().copied().map(Output::Forget));
+        if !attempts.is_empty() {
+            out.push(Output::Order(Order::Forget(attempts)));
+        }
+    }
+
+    /// Whether this acknowledgement says anything new.
+    fn acknowledge(&mut self, (attempt, next_seq): (AttemptId, u64)) -> bool {
+        let Some(held) = self.held.get_mut(&attempt) else { return false };
+        let is_new = held.acked < next_seq;
+        held.acked = held.acked.max(next_seq);
+        is_new
+    }
+}

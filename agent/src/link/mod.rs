@@ -1,0 +1,182 @@
+//! The link: one connection to a coordinator at a time, and all that goes over it.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | [`machine`] | what is said and done, pure |
+//! | [`dial`] | getting through: addresses in turn, waits, refusals |
+//! | [`enrol`], [`identity`] | becoming an agent, staying one |
+//! | `session` | the loop between the machine, the connection, the journal and the executor's side |
+//! | `control`, `log_stream`, `artifact_stream`, `inputs` | a kind of stream each |
+//! | `journal` | the reader of the spool |
+//! | `transfer` | what uploads and downloads share |
+//!
+//! Invariants: the executor's side is known by the journal's files and [`ipc`](crate::executor::ipc) alone; network
+//! trouble ends nothing, it is tried again for ever; every queue and every number of streams is bounded.
+
+use std::path::PathBuf;
+
+use packrun_protocol::id::Epoch;
+use packrun_protocol::join_token::JoinToken;
+use packrun_protocol::name::Name;
+use packrun_protocol::time::Clock;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use self::dial::Addresses;
+use self::identity::{Member, Store};
+use self::journal::{News, Reader};
+use self::machine::{Input, Machine, Profile};
+use self::session::Link;
+use crate::artifacts::cache::{Cache, CacheError};
+use crate::executor::ipc::Port;
+
+mod artifact_stream;
+mod control;
+pub mod dial;
+pub mod enrol;
+pub mod identity;
+mod inputs;
+mod journal;
+mod log_stream;
+pub mod machine;
+mod session;
+mod transfer;
+
+/// Which stream's bytes go first.
+const PRIORITY_CONTROL: i32 = 2;
+const PRIORITY_LOG: i32 = 1;
+const PRIORITY_ARTIFACT: i32 = 0;
+
+/// Whether the agent goes on. It only ever goes down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// It goes on.
+    Run,
+    /// It takes no new attempts and ends when those it has are done.
+    Drain,
+    /// It ends its attempts, reports that, and ends within seconds.
+    Now,
+}
+
+/// What the link needs to know.
+#[derive(Debug, Clone)]
+pub struct LinkSettings {
+    /// The coordinators, `host:port`, in the order they are tried.
+    pub coordinators: Vec<String>,
+    /// The agent's state folder.
+    pub state: PathBuf,
+    /// The folder of the journal.
+    pub journal: PathBuf,
+    /// What the agent wants to be called.
+    pub name: Name,
+    /// What it says of itself.
+    pub profile: Profile,
+    /// To join with, if it hasn't yet.
+    pub join_token: Option<JoinToken>,
+    /// Bytes of inputs that are kept for later.
+    pub cache_bytes: u64,
+}
+
+/// Why the link ended by itself.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// The cache of inputs can't be used.
+    #[error("failed to open the cache of inputs")]
+    Cache(#[from] CacheError),
+    /// The agent could not join.
+    #[error("failed to join")]
+    Enrol(#[from] enrol::EnrolError),
+    /// The agent was away for longer than its certificate is valid.
+    #[error("the agent's certificate has expired; join again with a new token from `packrun agents invite`")]
+    Expired,
+    /// The identity can't be used.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// The journal's reader can't run.
+    #[error("failed to start the reader of the journal")]
+    Journal(#[source] std::io::Error),
+    /// A coordinator will never let it in.
+    #[error("the coordinator at {address} refuses this agent: {why}")]
+    NotAllowed {
+        /// Where.
+        address: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// It has no identity and no token to get one.
+    #[error("the agent has not joined yet; give it a token from `packrun agents invite` with --join-token")]
+    NotJoined,
+}
+
+/// Serves a coordinator until `stop` says otherwise.
+///
+/// # Errors
+/// When the agent may not, or its state folder can't be used. Network trouble is no error.
+pub async fn run(
+    settings: LinkSettings,
+    port: Port,
+    clock: Clock,
+    mut stop: watch::Receiver<Stop>,
+) -> Result<(), LinkError> {
+    let cache_folder = settings.state.join("cache");
+    let cache_bytes = settings.cache_bytes;
+    let opened = tokio::task::spawn_blocking(move || Cache::open(&cache_folder, cache_bytes)).await;
+    let cache = opened.map_err(|error| LinkError::Journal(error.into()))??;
+    let store = Store::new(&settings.state);
+    let mut addresses = Addresses::new(settings.coordinators.clone());
+    let joined = tokio::select! {
+        joined = member(&settings, &store, &mut addresses, clock) => joined?,
+        () = stopped(&mut stop) => return Ok(()),
+    };
+    let (reader, mut news) =
+        Reader::start(settings.journal.clone(), port.grown.clone()).map_err(LinkError::Journal)?;
+    let mut machine = Machine::new(settings.profile.clone(), session::read_epoch(&settings.state));
+    read_all(&mut machine, &mut news, clock).await;
+    Link::new(settings, machine, clock, store, joined, addresses, cache, reader, port.orders)
+        .run(news, port.requests, stop)
+        .await
+}
+
+/// Waits for the first word to stop.
+async fn stopped(stop: &mut watch::Receiver<Stop>) {
+    if stop.wait_for(|stop| *stop > Stop::Run).await.is_err() {
+        // Nobody can say so any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The identity that is there, or a new one.
+async fn member(
+    settings: &LinkSettings,
+    store: &Store,
+    addresses: &mut Addresses,
+    clock: Clock,
+) -> Result<Member, LinkError> {
+    let known = store.load()?;
+    let is_valid = |member: &Member| member.certificate.not_after > clock.now();
+    match (known, &settings.join_token) {
+        (Some(member), token) if is_valid(&member) => {
+            if token.is_some() {
+                tracing::info!("the agent has joined before; the join token is not used");
+            }
+            Ok(member)
+        }
+        (_, Some(token)) => Ok(enrol::join(addresses, store, token, &settings.name).await?),
+        (Some(_), None) => Err(LinkError::Expired),
+        (None, None) => Err(LinkError::NotJoined),
+    }
+}
+
+/// Tells the machine all that the journal holds.
+async fn read_all(machine: &mut Machine, news: &mut mpsc::Receiver<News>, clock: Clock) {
+    loop {
+        match news.recv().await {
+            Some(News::Record(record)) => {
+                // Nobody listens yet: there is nothing to be done.
+                machine.handle(Input::Journal(record), session::moment(clock));
+            }
+            Some(News::Read(epoch)) => return machine.raise(epoch),
+            None => return machine.raise(Epoch::default()),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The program `packrun-agent`.
+
+fn main() -> std::process::ExitCode {
+    packrun_agent::main()
+}

@@ -1,0 +1,11 @@
+//! A whole agent against a small coordinator: every word between the two is real.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "link/artifacts.rs"]
+mod artifacts;
+#[path = "link/attempts.rs"]
+mod attempts;
+#[path = "link/fake.rs"]
+mod fake;
+#[path = "link/identity.rs"]
+mod identity;

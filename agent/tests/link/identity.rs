@@ -1,0 +1,111 @@
+//! Joining, staying, being refused.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use packrun_agent::{AgentError, Stop};
+use packrun_protocol::cert::AgentCertificate;
+use packrun_protocol::control::{FromAgent, ToAgent};
+
+use crate::fake::{Fake, start, state, within};
+
+#[tokio::test]
+async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    for name in ["ca.pem", "agent.pem", "agent.key.pem"] {
+        let meta = std::fs::metadata(state(&folder).join("identity").join(name)).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    let mut config = fake.config(&folder);
+    config.join_token = None;
+    let agent = start(config);
+    let peer = fake.meet().await;
+    assert_eq!(peer.hello.labels.get("os"), Some("linux"));
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_refused_token_ends_the_agent_with_the_reason() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let agent = start(fake.config(&folder));
+    let enrol = fake.enrol(Some("it was used before")).await;
+    assert_eq!(enrol.name.as_str(), "host-1");
+    let error = agent.error().await;
+    assert!(error.is_not_allowed());
+    assert!(words(&error).contains("it was used before"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn an_agent_tells_its_token_to_nobody_but_the_coordinator_that_made_it() {
+    let (fake, other, folder) = (Fake::start(), Fake::start(), tempfile::tempdir().unwrap());
+    let mut config = fake.config(&folder);
+    config.join_token = Some(other.token());
+    let agent = start(config);
+    let refused = within(async { fake.endpoint.accept().await.unwrap().await });
+    assert!(refused.await.is_err());
+    let error = agent.error().await;
+    assert!(error.is_not_allowed() && words(&error).contains("another"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn without_identity_and_token_it_says_what_to_do() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let mut config = fake.config(&folder);
+    config.join_token = None;
+    let error = start(config).error().await;
+    assert!(error.is_not_allowed() && words(&error).contains("packrun agents invite"));
+}
+
+#[tokio::test]
+async fn a_revoked_agent_ends() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    fake.gate.is_closed.store(true, Ordering::SeqCst);
+    peer.vanish();
+    let refused = within(async { fake.endpoint.accept().await.unwrap().await });
+    let (refused, error) = tokio::join!(refused, agent.error());
+    assert!(refused.is_err() && error.is_not_allowed());
+    assert!(words(&error).contains("revoked"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn one_state_folder_is_one_agents() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, _peer) = fake.join(&folder).await;
+    let error = start(fake.config(&folder)).error().await;
+    assert!(matches!(error, AgentError::InUse { .. }), "{error}");
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_before_its_time_is_over() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    // Two thirds of it are over at once: it is as long valid before its making as after.
+    fake.valid = Duration::from_secs(20);
+    let (agent, mut peer) = fake.join(&folder).await;
+    let FromAgent::Renew(request) = peer.next().await.unwrap() else { panic!("no renewal") };
+    fake.valid = Duration::from_secs(24 * 3600);
+    peer.say(ToAgent::Certificate(fake.certificate(request.as_str()))).await;
+    // What comes behind it is answered behind it.
+    peer.say(ToAgent::Goodbye { restarting: true, reason: packrun_protocol::state::Reason::new("") }).await;
+    let peer = fake.meet().await;
+    let file = std::fs::read_to_string(state(&folder).join("identity/agent.pem")).unwrap();
+    let kept = AgentCertificate::parse_pem(&file).unwrap();
+    let shown = packrun_protocol::quic::peer(&peer.connection);
+    assert_eq!(shown, Some(packrun_protocol::quic::Peer::Agent(kept)));
+    agent.stop(Stop::Drain).await;
+}
+
+fn words(error: &AgentError) -> String {
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        source = error.source();
+    }
+    words
+}
