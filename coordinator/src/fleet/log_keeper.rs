@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use packrun_protocol::codec::EncodeError;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::state::JobRunState;
 use packrun_protocol::time::ClockOffset;
@@ -25,11 +24,8 @@ use crate::logs::{AppendError, Extent, encode_extents};
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Where an attempt's log lies, for the engine to keep.
-pub(super) fn log_index(extents: &[Extent]) -> Result<LogIndex, EncodeError> {
-    if extents.is_empty() {
-        return Ok(LogIndex::default());
-    }
-    Ok(LogIndex(encode_extents(extents).into()))
+pub(super) fn log_index(extents: &[Extent]) -> LogIndex {
+    if extents.is_empty() { LogIndex::default() } else { LogIndex(encode_extents(extents).into()) }
 }
 
 /// Why a log could not be kept.
@@ -37,8 +33,6 @@ pub(super) fn log_index(extents: &[Extent]) -> Result<LogIndex, EncodeError> {
 enum KeepError {
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("a log index could not be encoded")]
-    Index(#[from] EncodeError),
     #[error(transparent)]
     Log(#[from] AppendError),
     #[error(transparent)]
@@ -113,7 +107,7 @@ async fn keep(shared: &Shared, run: PackRunId) -> Result<(), KeepError> {
         if shared.logs.progress(attempt).is_none() {
             shared.logs.open_attempt(attempt, run, offset);
         }
-        let log = log_index(&shared.logs.seal(attempt).await?)?;
+        let log = log_index(&shared.logs.seal(attempt).await?);
         shared.engine.command(Command::KeepLog { pack_run: run, attempt, log }).await?;
     }
     if ended {

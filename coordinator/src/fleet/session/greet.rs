@@ -84,7 +84,7 @@ pub(super) async fn greet(
     // As many as the agent reported, which was within the bound.
     let attempts = answers.try_into().map_err(|error| Parting::broken(&error))?;
     session.teller.say(ToAgent::Welcome(Welcome {
-        minor: hello.minor.min(MINOR),
+        minor: spoken(hello.minor),
         agent,
         name,
         lease: shared.settings.lease,
@@ -93,6 +93,12 @@ pub(super) async fn greet(
     }))?;
     session.flush().await?;
     Ok((session, seat))
+}
+
+/// The minor version that both sides speak.
+#[expect(clippy::unnecessary_min_or_max, reason = "ours is 0 in this version only")]
+fn spoken(theirs: u32) -> u32 {
+    theirs.min(MINOR)
 }
 
 /// What the agent is called, if it may connect at all.

@@ -17,7 +17,7 @@ use super::{Parting, Session};
 use crate::core::event::{LogIndex, Report};
 use crate::engine;
 use crate::fleet::log_keeper::log_index;
-use crate::logs::{LogStore, Progress};
+use crate::logs::{Extent, LogStore, Progress};
 
 impl Session {
     /// Does what a frame of the agent asks for.
@@ -181,16 +181,11 @@ impl End {
         let failed = match self.logs.seal(self.attempt).await {
             Ok(extents) => {
                 // An agent that names fewer than it sent is not believed.
-                self.outcome.entries = extents.last().map_or(0, |last| last.next_seq()).max(entries);
-                match log_index(&extents) {
-                    Ok(log) => {
-                        let report = Report::Ended { attempt: self.attempt, outcome: self.outcome, log };
-                        // The engine is gone when this fails, and the session will hear of it.
-                        let _ = self.engine.report(report).await;
-                        return;
-                    }
-                    Err(error) => error.to_string(),
-                }
+                self.outcome.entries = extents.last().map_or(0, Extent::next_seq).max(entries);
+                let (attempt, outcome, log) = (self.attempt, self.outcome, log_index(&extents));
+                // The engine is gone when this fails, and the session will hear of it.
+                let _ = self.engine.report(Report::Ended { attempt, outcome, log }).await;
+                return;
             }
             Err(error) => error.to_string(),
         };

@@ -241,8 +241,7 @@ pub(super) fn parting(error: &ConnectionError) -> (CloseCode, String) {
 }
 
 pub(super) fn upload(attempt: AttemptId, path: &str, bytes: &[u8]) -> Upload {
-    let content =
-        Content { digest: Digest::of(bytes), size: bytes.len() as u64, mode: FileMode::of(0o644) };
+    let content = Content { digest: Digest::of(bytes), size: bytes.len() as u64, mode: FileMode::of(0o644) };
     Upload { attempt, name: None, path: path.parse().unwrap(), content }
 }
 

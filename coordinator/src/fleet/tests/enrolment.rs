@@ -160,7 +160,7 @@ async fn an_agent_renews_its_certificate_and_comes_back_with_it() {
 #[tokio::test]
 async fn a_session_ends_with_its_certificate() {
     let mut settings = settings();
-    settings.certificate = Duration::from_secs(3);
+    settings.certificate = Duration::from_secs(4);
     let scene = Scene::open_with(settings, Config::default()).await;
     let link = scene.enrolled().await.connect(1).await;
     assert_eq!(link.closed().await.0, CloseCode::CertificateRequired);

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use packrun_protocol::control::{
-    FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Ping, ToAgent,
-};
-use packrun_protocol::id::Epoch;
+use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Ping, ToAgent};
+use packrun_protocol::id::{AttemptId, Epoch, JobRunId};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
@@ -16,7 +14,7 @@ use crate::core::Config;
 use crate::core::event::Command;
 use crate::fleet::Leadership;
 
-fn started(attempt: packrun_protocol::id::AttemptId) -> FromAgent {
+fn started(attempt: AttemptId) -> FromAgent {
     FromAgent::Started { attempt, at: Timestamp::from_micros(1_795_560_636_000_000) }
 }
 
@@ -88,10 +86,8 @@ async fn a_session_resumes_where_the_log_broke_off() {
     drop(link);
 
     let phase = HeldPhase::Running(Timestamp::from_micros(1_795_560_636_000_000));
-    let stranger = packrun_protocol::id::AttemptId {
-        job_run: packrun_protocol::id::JobRunId::generate(),
-        ..attempt
-    };
+    let stranger =
+        packrun_protocol::id::AttemptId { job_run: packrun_protocol::id::JobRunId::generate(), ..attempt };
     let held = vec![
         HeldAttempt { attempt: stranger, phase: HeldPhase::Ended },
         HeldAttempt { attempt, phase },
@@ -204,8 +200,10 @@ async fn cancels_drains_and_settled_attempts_are_told() {
     scene.engine.command(Command::DrainAgent(agent.id)).await.unwrap();
     link.until(|message| matches!(message, ToAgent::Drain(true)).then_some(())).await;
     scene.engine.command(Command::CancelRun(run)).await.unwrap();
-    link.until(|message| matches!(message, ToAgent::Cancel { attempt: of, .. } if of == attempt).then_some(()))
-        .await;
+    link.until(|message| {
+        matches!(message, ToAgent::Cancel { attempt: of, .. } if of == attempt).then_some(())
+    })
+    .await;
     link.end(attempt, success(0, 0)).await;
     link.settled(attempt).await;
     link.end(attempt, success(0, 0)).await;
