@@ -105,12 +105,12 @@ async fn an_agent_without_a_certificate_or_with_a_foreign_one_is_refused() {
     let address: SocketAddr = coordinator.agents_address().parse().unwrap();
     let ca_pem = std::fs::read_to_string(coordinator.data().join("ca/ca.pem")).unwrap();
 
-    let (foreign, _) = Authority::create(Clock::system().now()).unwrap();
+    let (foreign, _) = Authority::create(Clock::start().now()).unwrap();
     let key_pem = cert::generate_key().unwrap();
     let request = cert::request(&key_pem).unwrap();
     let day = Duration::from_secs(86_400);
     let certificate_pem =
-        foreign.issue_agent(&request, AgentId::generate(), Clock::system().now(), day).unwrap();
+        foreign.issue_agent(&request, AgentId::generate(), Clock::start().now(), day).unwrap();
     let identity = Identity { certificate_pem, key_pem };
     let foreign = member_config(&MemberConfig { identity: &identity, ca_pem: &ca_pem }).unwrap();
     assert!(!is_let_in(address, foreign).await, "a foreign certificate");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Ping, ToAgent};
-use packrun_protocol::id::{AttemptId, Epoch, JobRunId};
+use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
