@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema as _};
 
@@ -47,18 +47,19 @@ pub(super) fn document() -> OpenApi {
 
 /// Adds to all operations what any may be answered with.
 pub(super) fn complete(document: &mut OpenApi) {
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
-            complete_operation(operation);
+            complete_operation(path.starts_with("/v1/"), operation);
         }
     }
 }
 
-fn complete_operation(operation: &mut Operation) {
+fn complete_operation(takes_token: bool, operation: &mut Operation) {
     use ProblemKind::{Forbidden, Internal, InvalidRequest, Overloaded, TooLarge, Unauthenticated};
     let mut kinds = Vec::new();
-    if operation.security.as_ref().is_some_and(|security| !security.is_empty()) {
+    if takes_token {
+        operation.security = Some(vec![SecurityRequirement::new(SCHEME, Vec::<String>::new())]);
         kinds.extend([Unauthenticated, Forbidden, Internal, Overloaded]);
     }
     if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {

@@ -126,6 +126,12 @@ impl ApiError {
         Self::new(ProblemKind::Internal, "the coordinator failed; its log says why")
     }
 
+    /// The same problem with the faults it consists of.
+    #[must_use]
+    pub fn with_errors(self, errors: Vec<Fault>) -> Self {
+        Self { errors, ..self }
+    }
+
     /// What kind of problem it is.
     #[must_use]
     pub const fn kind(&self) -> ProblemKind {
