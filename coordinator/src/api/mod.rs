@@ -1,5 +1,6 @@
 //! The HTTP side of the coordinator. It never touches the store: it asks the engine, or reads a snapshot.
 
+mod streams;
 pub mod types;
 
 use packrun_protocol::id::Digest;

@@ -1,0 +1,4 @@
+//! Logs, events and the content of artifacts.
+
+mod cursor;
+mod feed;
