@@ -1,6 +1,6 @@
 //! What people and metrics ask of the core. The scheduler never does, so this may look at everything.
 
-use packrun_protocol::id::{AgentId, JobRunId};
+use packrun_protocol::id::{AgentId, Epoch, JobRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{JobRunState, Reason};
 
@@ -36,6 +36,12 @@ pub struct Gauges {
 }
 
 impl Core {
+    /// The coordinator's epoch.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// All agents, by id.
     pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
         self.agents.values().map(|agent| AgentView {

@@ -1,0 +1,55 @@
+//! How the coordinator is, and what its API can: health for supervisors and load balancers, status for people, the
+//! OpenAPI document for programs.
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::problem::{ApiError, ProblemKind};
+use super::types::Problem;
+use super::{Api, App};
+use crate::engine;
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(openapi))
+}
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It does", content_type = "text/plain")))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether the coordinator takes work.
+#[utoipa::path(get, path = "/readyz", responses(
+    (status = 200, description = "It does", content_type = "text/plain"),
+    (status = 503, description = "It doesn't, for this reason", body = Problem, content_type = "application/problem+json"),
+))]
+async fn readyz(State(app): State<App>) -> Result<&'static str, ApiError> {
+    match trouble(&app) {
+        None => Ok("ready\n"),
+        Some(reason) => Err(ApiError::new(ProblemKind::Unavailable, reason)),
+    }
+}
+
+/// Why the coordinator takes no work.
+pub(super) fn trouble(app: &App) -> Option<String> {
+    if app.stop.is_cancelled() {
+        return Some("the coordinator stops".to_owned());
+    }
+    if let engine::Health::Stopped(reason) = &*app.engine.health().borrow() {
+        return Some(reason.clone());
+    }
+    let logs = app.logs.health().borrow().clone();
+    let failed = [("written", logs.write), ("synced", logs.sync)];
+    let reason = failed.into_iter().find_map(|(what, reason)| Some((what, reason?)));
+    reason.map(|(what, reason)| format!("the log can't be {what}: {reason}"))
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")))]
+async fn openapi(State(api): State<Api>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], api.document)
+}
