@@ -20,7 +20,8 @@ const JOBS: u32 = 2_000;
 const LATENCIES: usize = 50;
 const ARTIFACT_BYTES: u64 = 1 << 30;
 const LOG_LINES: u64 = 4_000_000;
-const LINE: &str = "a line of a hundred bytes, its newline among them, such as a compiler or a test prints all day long";
+const LINE: &str =
+    "a line of a hundred bytes, its newline among them, such as a compiler or a test prints all day long";
 
 struct Row {
     what: &'static str,

@@ -8,6 +8,7 @@
 //! | [`extract`], `paging` | path, query, body; cursors of lists |
 //! | `packs`, `planner` | the registry; from a pack version to a plan |
 //! | `runs` | pack runs and job runs: started, shown, canceled, retried |
+//! | `streams` | logs, events, the content of artifacts |
 //! | `admin` | agents and tokens |
 //! | `observe` | health and status |
 //! | `openapi` | what the OpenAPI document says beside the routes |
@@ -28,6 +29,7 @@ mod planner;
 pub mod problem;
 mod runs;
 mod serve;
+mod streams;
 pub mod token;
 pub mod types;
 
@@ -114,10 +116,13 @@ fn routes(limits: &Limits) -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
             .merge(observe::routes())
             .merge(packs::routes())
             .merge(runs::routes())
-            .merge(admin::routes()),
+            .merge(admin::routes())
+            .merge(streams::pages()),
     );
-    let (routes, mut document) =
-        OpenApiRouter::with_openapi(openapi::document()).merge(answered).split_for_parts();
+    let (routes, mut document) = OpenApiRouter::with_openapi(openapi::document())
+        .merge(answered)
+        .merge(streams::routes())
+        .split_for_parts();
     openapi::complete(&mut document);
     (routes, document)
 }

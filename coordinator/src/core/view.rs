@@ -49,6 +49,12 @@ pub struct Gauges {
 }
 
 impl Core {
+    /// The coordinator's epoch.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// All agents, by id.
     pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
         self.agents.values().map(AgentView::of)
@@ -58,12 +64,6 @@ impl Core {
     #[must_use]
     pub fn agent(&self, id: AgentId) -> Option<AgentView<'_>> {
         self.agents.get(&id).map(AgentView::of)
-    }
-
-    /// How often the store had been opened for writing when this core began.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
     }
 
     /// The plan of a live pack run.
@@ -87,12 +87,6 @@ impl Core {
             held: self.agents().map(|agent| agent.held).sum(),
             connected: self.agents().filter(|agent| agent.session.is_some()).count(),
         }
-    }
-
-    /// How often the store has been acquired.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
     }
 
     /// The pack runs that could not be restored and have not ended, and why.

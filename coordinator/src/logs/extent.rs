@@ -303,7 +303,11 @@ impl AttemptLog {
 
 /// The runs that the store knows, and which attempt belongs to which.
 #[derive(Debug, Default)]
-pub(super) struct Runs(RwLock<RunMaps>);
+pub(super) struct Runs {
+    maps: RwLock<RunMaps>,
+    /// Says that there is one more run.
+    entered: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct RunMaps {
@@ -314,30 +318,41 @@ struct RunMaps {
 impl Runs {
     /// The run of `attempt`, which is in it from now on: `pack_run`, unless it was entered before, for an attempt never changes its run.
     pub(super) fn enter(&self, attempt: AttemptId, pack_run: PackRunId) -> Arc<RunLog> {
-        let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let RunMaps { runs, attempts } = &mut *maps;
+        let known = runs.len();
         let run = attempts
             .entry(attempt)
-            .or_insert_with(|| runs.entry(pack_run).or_insert_with(|| RunLog::new(pack_run)).clone());
+            .or_insert_with(|| runs.entry(pack_run).or_insert_with(|| RunLog::new(pack_run)).clone())
+            .clone();
         run.enter(attempt);
-        run.clone()
+        let is_new = runs.len() > known;
+        drop(maps);
+        if is_new {
+            self.entered.send_replace(());
+        }
+        run
     }
 
     pub(super) fn run(&self, pack_run: PackRunId) -> Option<Arc<RunLog>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).runs.get(&pack_run).cloned()
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).runs.get(&pack_run).cloned()
     }
 
     pub(super) fn run_of(&self, attempt: AttemptId) -> Option<Arc<RunLog>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).attempts.get(&attempt).cloned()
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).attempts.get(&attempt).cloned()
     }
 
     pub(super) fn remove(&self, pack_run: PackRunId) -> Option<Arc<RunLog>> {
-        let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         let run = maps.runs.remove(&pack_run)?;
         for attempt in run.attempts() {
             maps.attempts.remove(&attempt);
         }
         Some(run)
+    }
+
+    pub(super) fn entered(&self) -> watch::Receiver<()> {
+        self.entered.subscribe()
     }
 
     /// The place before which all belongs to runs that were removed, and is on disk as all before `durable` is.
@@ -346,6 +361,6 @@ impl Runs {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<RunLog>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).runs.values().cloned().collect()
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).runs.values().cloned().collect()
     }
 }

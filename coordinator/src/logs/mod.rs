@@ -220,6 +220,12 @@ impl LogStore {
         Some(self.runs.run(pack_run)?.feed_progress())
     }
 
+    /// Changes when there is a feed more: what found none may look again.
+    #[must_use]
+    pub fn feeds(&self) -> watch::Receiver<()> {
+        self.runs.entered()
+    }
+
     /// The extents of a live attempt as they are.
     #[must_use]
     pub fn extents(&self, attempt: AttemptId) -> Option<Vec<Extent>> {

@@ -1,0 +1,33 @@
+//! Logs, events and the content of artifacts.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `feed` | the order of a pack run's stream: pure |
+//! | `source`, `follow` | what goes into it, and the events that come out |
+//! | `stream` | a pack run's events |
+//! | `event`, `cursor`, `names` | events as bytes, cursors as text, what ids are called |
+//!
+//! Nothing is kept for a client between what it reads: a stream reads on when its client does.
+
+mod cursor;
+mod event;
+mod feed;
+mod follow;
+mod names;
+mod source;
+mod stream;
+
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Api;
+
+/// What is answered at once.
+pub(super) fn pages() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+}
+
+/// What streams its answer, and takes as long as its client.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(stream::stream))
+}

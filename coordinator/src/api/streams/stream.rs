@@ -1,0 +1,77 @@
+//! `GET /v1/pack-runs/{id}/stream`.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use packrun_protocol::id::PackRunId;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::cursor::parse_event_id;
+use super::event::response;
+use super::feed::Place;
+use super::follow::{Follower, Opened};
+use crate::api::App;
+use crate::api::auth::Viewer;
+use crate::api::extract::{PathOf, QueryOf};
+use crate::api::problem::{ApiError, ProblemKind};
+use crate::api::types::{ArtifactEvent, EndEvent, LogEntry, StateEvent};
+
+/// Where a stream begins.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    /// The id of the last event that was seen; `Last-Event-ID` goes before it.
+    cursor: Option<String>,
+}
+
+/// What happens in a pack run, from its start: `log` (a LogEntry), `state` (a StateEvent), `artifact` (an
+/// ArtifactEvent), and at last `end` (an EndEvent), after which the response ends. `reset`: the place that was asked
+/// for was lost in a power cut; all follows again.
+///
+/// Entries come as they arrive, a job run's `running` before its first and its end after its last. Each event has an
+/// id; who comes back with the last one goes on behind it.
+#[utoipa::path(
+    get,
+    path = "/v1/pack-runs/{id}/stream",
+    tag = "runs",
+    params(("id" = String, Path), From, ("Last-Event-ID" = Option<String>, Header)),
+    responses(
+        (status = 200, description = "The events", content_type = "text/event-stream",
+            body = inline((Option<LogEntry>, Option<StateEvent>, Option<ArtifactEvent>, Option<EndEvent>))),
+        (status = 204, description = "The event that was named was the last"),
+        (status = 404, description = "There is no such pack run"),
+    ),
+    security(("token" = [])),
+)]
+pub(super) async fn stream(
+    _: Viewer,
+    State(app): State<App>,
+    PathOf(id): PathOf<PackRunId>,
+    QueryOf(from): QueryOf<From>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let last = match headers.get("last-event-id") {
+        Some(value) => Some(value.to_str().map_err(|_| invalid())?.to_owned()),
+        None => from.cursor,
+    };
+    let last = last.filter(|last| !last.is_empty());
+    let place = last.map_or(Ok(Place::default()), |last| parse_event_id(&last).ok_or_else(invalid))?;
+    let follower = match Follower::open(app, id, place).await? {
+        Opened::Ended => return Ok(StatusCode::NO_CONTENT.into_response()),
+        Opened::Follower(follower) => follower,
+    };
+    let events = stream::unfold(follower, |mut follower| async move {
+        // What failed is in the coordinator's log; without an `end` the client comes back.
+        let events = follower.next().await.ok().flatten()?;
+        Some((events, follower))
+    });
+    Ok(response(events))
+}
+
+fn invalid() -> ApiError {
+    let detail = "the last event's id is none that a stream gave; leave it out to read all";
+    ApiError::new(ProblemKind::InvalidCursor, detail)
+}
