@@ -10,6 +10,7 @@
 //! | `batch` | sequence check, arrival numbers, corrected time |
 //! | `writer` | appender and syncer |
 //! | `extent` | where each attempt's and each run's blocks lie |
+//! | `kept` | extents as bytes |
 //! | `recover` | the log at start |
 //! | `follow` | readers that wait |
 //! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
@@ -21,6 +22,7 @@ mod batch;
 mod chronological;
 mod extent;
 mod follow;
+mod kept;
 pub mod merge;
 mod recover;
 mod segment;
@@ -42,6 +44,7 @@ pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
 pub use extent::{Extent, FeedProgress, Progress};
 pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
 pub use writer::Health;

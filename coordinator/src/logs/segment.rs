@@ -25,7 +25,6 @@ use std::path::{Path, PathBuf};
 use bytes::{BufMut, Bytes};
 use packrun_protocol::block::Block;
 use packrun_protocol::id::{JobRunId, PackRunId};
-use serde::{Deserialize, Serialize};
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: usize = 24;
@@ -36,7 +35,7 @@ const MAGIC: &[u8; 8] = b"PRUNLOGS";
 const VERSION: u32 = 1;
 
 /// A place in the log. Later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position {
     /// Number of the segment.
     pub segment: u64,
@@ -103,6 +102,11 @@ impl Record {
         let block = Block::parse(bytes.slice(RECORD_HEADER_BYTES..end)).ok()?;
         Some(Self { header, block })
     }
+}
+
+/// Bytes of the record that `block` becomes.
+pub(super) fn record_bytes(block: &Block) -> u32 {
+    (RECORD_HEADER_BYTES + block.as_bytes().len()) as u32
 }
 
 /// Appends a record to `buffer`.

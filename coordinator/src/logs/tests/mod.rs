@@ -3,6 +3,7 @@
 mod chronological;
 mod crash;
 mod disk;
+mod kept;
 mod order;
 mod recovery;
 

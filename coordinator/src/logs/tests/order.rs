@@ -163,6 +163,7 @@ async fn blocks_of_one_attempt_behind_one_another_share_an_extent() {
     store.append(block(attempt(2), 0, 1)).await.unwrap();
     store.append(block(attempt(1), 100, 1)).await.unwrap();
     let extents = store.extents(attempt(1)).unwrap();
-    let shape: Vec<_> = extents.iter().map(|e| (e.first_seq, e.entries, e.first_arrival, e.blocks)).collect();
+    let shape: Vec<_> =
+        extents.iter().map(|e| (e.first_seq, e.entries, e.first_arrival, e.arrivals)).collect();
     assert_eq!(shape, [(0, 100, 0, 100), (100, 1, 101, 1)]);
 }
