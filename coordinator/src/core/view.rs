@@ -1,13 +1,17 @@
 //! What people and metrics ask of the core. The scheduler never does, so this may look at everything.
 
-use packrun_protocol::id::{AgentId, JobRunId};
+use std::sync::Arc;
+
+use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{JobRunState, Reason};
 
 use super::Core;
 use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
+use super::plan::Plan;
 use super::schedule::{Host, Schedule};
+use super::state::Agent;
 
 /// An agent as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +24,12 @@ pub struct AgentView<'a> {
     pub declines: bool,
     /// How many attempts it holds.
     pub held: usize,
+}
+
+impl<'a> AgentView<'a> {
+    fn of(agent: &'a Agent) -> Self {
+        Self { row: &agent.row, session: agent.session, declines: agent.declines, held: agent.held.len() }
+    }
 }
 
 /// How much there is.
@@ -38,12 +48,25 @@ pub struct Gauges {
 impl Core {
     /// All agents, by id.
     pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
-        self.agents.values().map(|agent| AgentView {
-            row: &agent.row,
-            session: agent.session,
-            declines: agent.declines,
-            held: agent.held.len(),
-        })
+        self.agents.values().map(AgentView::of)
+    }
+
+    /// One agent.
+    #[must_use]
+    pub fn agent(&self, id: AgentId) -> Option<AgentView<'_>> {
+        self.agents.get(&id).map(AgentView::of)
+    }
+
+    /// How often the store had been opened for writing when this core began.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The plan of a live pack run.
+    #[must_use]
+    pub fn plan(&self, run: PackRunId) -> Option<Arc<Plan>> {
+        self.runs.get(&run).map(|run| run.row.plan.clone())
     }
 
     /// Whether an agent gets work; `None` when it was never enrolled.

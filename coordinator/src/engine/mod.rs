@@ -15,6 +15,9 @@ mod release;
 pub use handle::{EngineError, Handle, Messages, Session};
 pub use release::{FeedBatch, ToSession};
 
+/// What [`Handle::read`] gives.
+pub use crate::store::{Reader, StoreError};
+
 use std::future::pending;
 
 use packrun_protocol::id::AgentId;
