@@ -340,6 +340,11 @@ impl Runs {
         Some(run)
     }
 
+    /// The place before which all belongs to runs that were removed, and is on disk as all before `durable` is.
+    pub(super) fn checkpoint(&self, durable: Position) -> Position {
+        self.all().iter().filter_map(|run| run.first_position()).fold(durable, Position::min)
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<RunLog>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).runs.values().cloned().collect()
     }

@@ -171,6 +171,11 @@ impl Segment {
         Ok(Self { number, marker, file })
     }
 
+    /// Whether it is at least `offset` bytes long.
+    pub(super) fn reaches(&self, offset: u64) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.len() >= offset)
+    }
+
     /// `length` bytes at `offset`.
     pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
@@ -220,10 +225,10 @@ pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
