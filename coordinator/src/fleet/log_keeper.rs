@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Where an attempt's log lies, for the engine to keep.
 pub(super) fn log_index(extents: &[Extent]) -> LogIndex {
-    if extents.is_empty() { LogIndex::default() } else { LogIndex(encode_extents(extents).into()) }
+    LogIndex(encode_extents(extents).into())
 }
 
 /// Why a log could not be kept.

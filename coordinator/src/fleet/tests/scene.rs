@@ -22,7 +22,7 @@ use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::{Config, Core};
 use crate::engine::{self, Handle};
 use crate::fleet::{self, Fleet, Identity, Limits, Settings};
-use crate::logs::{LogConfig, LogStore, Position, decode_extents};
+use crate::logs::{LogConfig, LogStore, decode_extents};
 use crate::store::Store;
 
 /// Nothing here takes this long, also on a busy machine.
@@ -126,8 +126,7 @@ impl Scene {
         let live = |run| {
             open.contains(&run) || reader.progress(run).unwrap().is_some_and(|run| !run.state.is_terminal())
         };
-        let (logs, _) =
-            LogStore::open(&path.join("logs"), LogConfig::default(), Position::default(), &live).unwrap();
+        let (logs, _) = LogStore::open(&path.join("logs"), LogConfig::default(), &live).unwrap();
         let artifacts = ArtifactStore::open(&path.join("artifacts"), 1 << 30).unwrap();
         let identity = Identity::open(&path.join("ca"), clock).unwrap();
         let engine = engine::start(core, store, acquired, clock);
@@ -232,8 +231,8 @@ impl Scene {
     /// The text of all entries of a kept log.
     pub(super) async fn kept_log(&self, attempt: AttemptId) -> Vec<String> {
         let index = self.engine.read().unwrap().log(attempt).unwrap();
-        let extents = if index.0.is_empty() { Vec::new() } else { decode_extents(&index.0).unwrap() };
-        let mut reader = self.logs.read_extents(extents, 0);
+        let extents = decode_extents(&index.0).unwrap();
+        let mut reader = self.logs.read_extents(attempt, extents, 0);
         let mut texts = Vec::new();
         while let Some(block) = reader.next().await.unwrap() {
             texts.extend(block.entries().map(|entry| String::from_utf8_lossy(&entry.text).into_owned()));
