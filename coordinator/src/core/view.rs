@@ -12,8 +12,7 @@ use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
 use super::plan::Plan;
 use super::schedule::{Host, Schedule};
-use super::state::Agent;
-use super::state::{JobRun, PackRun};
+use super::state::{Agent, JobRun, PackRun};
 use super::{Core, RestoreError};
 
 /// An agent as it stands.

@@ -124,7 +124,7 @@ fn take(shared: &Arc<Shared>, incoming: Incoming, connections: &TaskTracker) {
         // Its next packet comes by itself, and is a new try.
         Err(Refused::Busy) => incoming.ignore(),
         Err(Refused::Crowded) => {
-            tracing::warn!(address = %incoming.remote_address(), "an address has too many connections");
+            tracing::debug!(address = %incoming.remote_address(), "an address has too many connections");
             incoming.refuse();
         }
     }

@@ -80,6 +80,12 @@ impl Gate {
         Ok(Place { gate: self.clone(), address, shaking_hands: true })
     }
 
+    /// How many connections there are, and how many of them are still shaking hands.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let counts = self.counts();
+        (counts.by_address.values().sum(), counts.under_way)
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }

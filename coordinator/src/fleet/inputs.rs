@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::artifact_stream::send;
-use super::session::{Ask, AttemptGrant, Streams, within};
+use super::session::{Ask, AttemptGrant, Streams, TOLD_MAX, within};
 use crate::core::change::JobRunRow;
 use crate::core::plan::{Plan, PlannedRun};
 use crate::engine::{Reader, StoreError};
@@ -112,7 +112,8 @@ async fn name(
     }
 }
 
-/// Whether an input of the attempt has a file with this content.
+/// Whether an input of the attempt has a file with this content. What its inputs have is told to the session, so
+/// that it needs not be looked up for each file.
 pub(super) async fn has(
     streams: &Streams,
     pack_run: PackRunId,
@@ -120,19 +121,27 @@ pub(super) async fn has(
     digest: Digest,
 ) -> Result<bool, CloseCode> {
     let reading = read(streams, pack_run, move |reader, plan| {
-        let mut found = false;
+        let (mut found, mut digests) = (false, Vec::new());
         let inputs = planned(&plan, attempt).map_or(0, |run| run.definition.inputs.len());
         for input in 0..u32::try_from(inputs).unwrap_or(u32::MAX) {
             for_each(&reader, &plan, attempt, input, &mut |answer| {
-                found |= matches!(answer, InputAnswer::File { content, .. } if content.digest == digest);
+                if let InputAnswer::File { content, .. } = answer {
+                    found |= content.digest == digest;
+                    if digests.len() < TOLD_MAX {
+                        digests.push(content.digest);
+                    }
+                }
                 Ok(())
             })?;
         }
-        Ok(found)
+        Ok((found, digests))
     })
     .await?;
     match reading.await {
-        Ok(Ok(found)) => Ok(found),
+        Ok(Ok((found, digests))) => {
+            streams.say(Ask::Told { attempt, digests }).await;
+            Ok(found)
+        }
         Ok(Err(InputError::Store(_))) | Err(_) => Err(CloseCode::Unavailable),
         Ok(Err(_)) => Ok(false),
     }

@@ -4,10 +4,11 @@
 //! It follows what is committed, and looks at a pack run whenever something in it ended that way; when it fell
 //! behind, and at start, at all of them. Whatever it does may be done twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::state::JobRunState;
 use packrun_protocol::time::ClockOffset;
@@ -23,9 +24,12 @@ use crate::logs::{AppendError, Extent, encode_extents};
 /// How long to wait after a failure before all is looked at again.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Logs that are kept together: they share their commits.
+const TOGETHER: usize = 256;
+
 /// Where an attempt's log lies, for the engine to keep.
 pub(super) fn log_index(extents: &[Extent]) -> LogIndex {
-    if extents.is_empty() { LogIndex::default() } else { LogIndex(encode_extents(extents).into()) }
+    LogIndex(encode_extents(extents).into())
 }
 
 /// Why a log could not be kept.
@@ -50,7 +54,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if all {
             match every_run(&shared).await {
                 Ok(found) => runs = found,
-                Err(error) => tracing::error!(%error, "the open logs could not be listed"),
+                Err(error) => {
+                    tracing::error!(%error, "the open logs could not be listed; trying again soon");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
             }
         } else {
             match feed.recv().await {
@@ -100,15 +108,12 @@ async fn every_run(shared: &Shared) -> Result<BTreeSet<PackRunId>, KeepError> {
 
 /// Keeps the logs of a pack run's attempts that are over, and closes the run's if it has ended.
 async fn keep(shared: &Shared, run: PackRunId) -> Result<(), KeepError> {
-    let (ended, over) = read(shared, move |reader| over(reader, run)).await?;
-    for attempt in over {
-        // It may never have been opened here. Open and sealed, it takes nothing that comes too late.
-        let offset = ClockOffset { micros: 0, error_micros: u64::MAX };
-        if shared.logs.progress(attempt).is_none() {
-            shared.logs.open_attempt(attempt, run, offset);
-        }
-        let log = log_index(&shared.logs.seal(attempt).await?);
-        shared.engine.command(Command::KeepLog { pack_run: run, attempt, log }).await?;
+    // After a restart, attempts are open whose logs were kept before.
+    let unsealed = shared.logs.unsealed(run);
+    let (ended, over) = read(shared, move |reader| over(reader, run, unsealed)).await?;
+    let over: Vec<_> = over.into_iter().collect();
+    for together in over.chunks(TOGETHER) {
+        try_join_all(together.iter().map(|(attempt, kept)| keep_one(shared, run, *attempt, *kept))).await?;
     }
     if ended {
         shared.logs.close_run(run);
@@ -116,13 +121,42 @@ async fn keep(shared: &Shared, run: PackRunId) -> Result<(), KeepError> {
     Ok(())
 }
 
-/// Whether a pack run has ended, and those of its attempts that are over and whose logs are open.
-fn over(reader: &Reader, run: PackRunId) -> Result<(bool, Vec<AttemptId>), StoreError> {
+async fn keep_one(
+    shared: &Shared,
+    pack_run: PackRunId,
+    attempt: AttemptId,
+    kept: bool,
+) -> Result<(), KeepError> {
+    // It may never have been opened here. Open and sealed, it takes nothing that comes too late.
+    if shared.logs.progress(attempt).is_none() {
+        shared.logs.open_attempt(attempt, pack_run, ClockOffset { micros: 0, error_micros: u64::MAX });
+    }
+    let log = log_index(&shared.logs.seal(attempt).await?);
+    if !kept {
+        shared.engine.command(Command::KeepLog { pack_run, attempt, log }).await?;
+    }
+    Ok(())
+}
+
+/// Whether a pack run has ended, and those of its attempts that are over and whose logs are open, or unsealed; of
+/// each, whether its log is kept already.
+fn over(
+    reader: &Reader,
+    run: PackRunId,
+    unsealed: Vec<AttemptId>,
+) -> Result<(bool, BTreeMap<AttemptId, bool>), StoreError> {
     let ended = reader.progress(run)?.is_none_or(|progress| progress.state.is_terminal());
-    let mut over = Vec::new();
-    for attempt in reader.open_logs(run)? {
-        if ended || reader.attempt(attempt)?.is_none_or(|row| row.ended_at.is_some()) {
-            over.push(attempt);
+    let mut over: BTreeMap<_, _> = unsealed.into_iter().map(|attempt| (attempt, true)).collect();
+    over.extend(reader.open_logs(run)?.into_iter().map(|attempt| (attempt, false)));
+    if !ended {
+        let mut live = Vec::new();
+        for attempt in over.keys() {
+            if reader.attempt(*attempt)?.is_some_and(|row| row.ended_at.is_none()) {
+                live.push(*attempt);
+            }
+        }
+        for attempt in live {
+            over.remove(&attempt);
         }
     }
     Ok((ended, over))

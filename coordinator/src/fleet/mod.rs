@@ -165,6 +165,17 @@ pub enum Leadership {
     },
 }
 
+/// How much goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gauges {
+    /// Connections, those that are still shaking hands among them.
+    pub connections: usize,
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Agents with a session.
+    pub sessions: usize,
+}
+
 /// What all connections share.
 #[derive(Debug)]
 struct Shared {
@@ -259,6 +270,13 @@ impl Fleet {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How much goes on.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        let (connections, handshakes) = self.shared.gate.count();
+        Gauges { connections, handshakes, sessions: self.shared.seats.count() }
     }
 
     /// Whether this coordinator commands its agents.

@@ -54,6 +54,11 @@ impl Seats {
         seat
     }
 
+    /// How many agents have a session.
+    pub(super) fn count(&self) -> usize {
+        self.holders().len()
+    }
+
     fn holders(&self) -> MutexGuard<'_, Holders> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -214,6 +214,12 @@ impl LogStore {
         self.runs.all().iter().map(|run| run.id).collect()
     }
 
+    /// The attempts of a run that are open here and not sealed.
+    #[must_use]
+    pub fn unsealed(&self, pack_run: PackRunId) -> Vec<AttemptId> {
+        self.runs.run(pack_run).map_or_else(Vec::new, |run| run.unsealed())
+    }
+
     /// How far a run's feed has come; `None` when none of its attempts was opened, or it was closed.
     #[must_use]
     pub fn feed_progress(&self, pack_run: PackRunId) -> Option<watch::Receiver<FeedProgress>> {

@@ -22,9 +22,9 @@ use crate::core::change::AgentState;
 use crate::core::event::{Arrival, Capacity};
 use crate::core::outcome::{CloseReason, Standing};
 use crate::engine::ToSession;
-use crate::fleet::Shared;
 use crate::fleet::gate::Rate;
 use crate::fleet::seats::Seat;
+use crate::fleet::{Leadership, Shared};
 
 /// Opens the session of an agent, in which it has been welcomed.
 pub(super) async fn greet(
@@ -33,6 +33,9 @@ pub(super) async fn greet(
     certificate: &AgentCertificate,
 ) -> Result<(Session, Seat), Parting> {
     let agent = certificate.agent;
+    if *shared.leadership.borrow() != Leadership::Leads {
+        return Err(Parting::closed(CloseCode::Unavailable, "this coordinator has stepped down"));
+    }
     let name = name(shared, agent).await?;
     let late = |_| Parting::closed(CloseCode::TimedOut, "the agent did not say hello in time");
     let heard = timeout(shared.settings.limits.greeting, hello(connection)).await.map_err(late)?;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Parting, Session};
 
 /// Digests of inputs that are remembered of each attempt; those beyond it are looked up again when they are wanted.
-const TOLD_MAX: usize = 10_000;
+pub(in crate::fleet) const TOLD_MAX: usize = 10_000;
 
 /// What a stream asks of its session, or tells it.
 #[derive(Debug)]

@@ -3,6 +3,8 @@
 //! An attempt's end is held back until the entries that it names are on disk: a task of its own waits for that, seals
 //! the log and tells the engine, while the session goes on. An attempt without output costs neither.
 
+use std::time::Duration;
+
 use packrun_protocol::control::{FromAgent, Ping, ToAgent};
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::quic::ReadError;
@@ -17,7 +19,10 @@ use super::{Parting, Session};
 use crate::core::event::{LogIndex, Report};
 use crate::engine;
 use crate::fleet::log_keeper::log_index;
-use crate::logs::{Extent, LogStore, Progress};
+use crate::logs::{AppendError, Extent, LogStore, Progress};
+
+/// Clocks that differ by less than this, in microseconds, from what was last known are not corrected anew.
+const CLOCKS_AGREE_MICROS: u64 = 500;
 
 impl Session {
     /// Does what a frame of the agent asks for.
@@ -79,8 +84,11 @@ impl Session {
 
     fn pong(&mut self, ping: Ping) -> Result<(), Parting> {
         self.allow_chatter()?;
-        if ping.offset.is_some() && ping.offset != self.offset {
-            self.offset = ping.offset;
+        let differs = |new: &ClockOffset| {
+            self.offset.is_none_or(|old| old.micros.abs_diff(new.micros) >= CLOCKS_AGREE_MICROS)
+        };
+        if let Some(offset) = ping.offset.filter(differs) {
+            self.offset = Some(offset);
             let logged: Vec<_> = self.held.logged().collect();
             for (attempt, pack_run) in logged {
                 self.correct(attempt, pack_run);
@@ -157,6 +165,9 @@ async fn watch_durable(
     }
 }
 
+/// How long to wait before a log is sealed that a disk did not let be.
+const SEAL_AGAIN: Duration = Duration::from_secs(1);
+
 /// An attempt's end on its way to the engine.
 struct End {
     logs: LogStore,
@@ -178,7 +189,7 @@ impl End {
         if self.asks.send(complete).await.is_err() || noted.await.is_err() {
             return;
         }
-        let failed = match self.logs.seal(self.attempt).await {
+        let failed = match self.seal().await {
             Ok(extents) => {
                 // An agent that names fewer than it sent is not believed.
                 self.outcome.entries = extents.last().map_or(0, Extent::next_seq).max(entries);
@@ -191,5 +202,15 @@ impl End {
         };
         // The agent repeats the end in its next session. This one is over when the message doesn't arrive.
         let _ = self.asks.send(Ask::Trouble(failed)).await;
+    }
+
+    /// Seals the log, also when its disk takes a while to be well.
+    async fn seal(&self) -> Result<Vec<Extent>, AppendError> {
+        loop {
+            match self.logs.seal(self.attempt).await {
+                Err(AppendError::Write { .. }) => tokio::time::sleep(SEAL_AGAIN).await,
+                sealed => return sealed,
+            }
+        }
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Teller {
     writer: FrameWriter,
     epoch: Epoch,
     waiting: bool,
-    /// Attempts to forget, said together by the next flush.
+    /// Attempts to forget, said together with those that follow at once.
     settled: Vec<AttemptId>,
 }
 
@@ -38,11 +38,23 @@ impl Teller {
 
     /// Adds a message to what the next flush sends.
     pub(super) fn say(&mut self, message: ToAgent) -> Result<(), Parting> {
-        self.push(message).map_err(|error| Parting::Closed(CloseCode::Unavailable, error.to_string()))
+        self.push(message).map_err(unsaid)
     }
 
     /// As [`Teller::say`]; one that is too large leaves no trace.
     fn push(&mut self, message: ToAgent) -> Result<(), EncodeError> {
+        self.push_settled()?;
+        self.push_now(message)
+    }
+
+    fn push_settled(&mut self) -> Result<(), EncodeError> {
+        for together in std::mem::take(&mut self.settled).chunks(limit::HELD_ATTEMPTS_MAX) {
+            self.push_now(ToAgent::Settled(together.to_vec()))?;
+        }
+        Ok(())
+    }
+
+    fn push_now(&mut self, message: ToAgent) -> Result<(), EncodeError> {
         self.writer.push(&FromCoordinator { epoch: self.epoch, message })?;
         self.waiting = true;
         Ok(())
@@ -54,16 +66,14 @@ impl Teller {
 
     /// Sends what was said, for as long as the agent may take for it.
     pub(super) async fn flush(&mut self, limit: Duration) -> Result<(), Parting> {
-        for together in std::mem::take(&mut self.settled).chunks(limit::HELD_ATTEMPTS_MAX) {
-            self.say(ToAgent::Settled(together.to_vec()))?;
-        }
+        self.push_settled().map_err(unsaid)?;
         if !std::mem::take(&mut self.waiting) {
             return Ok(());
         }
         match timeout(limit, self.writer.flush()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(WriteError::Stream(_))) => Err(Parting::Lost),
-            Ok(Err(WriteError::Message(error))) => Err(Parting::broken(&error)),
+            Ok(Err(WriteError::Message(error))) => Err(unsaid(error)),
             Err(_) => Err(Parting::closed(CloseCode::TimedOut, "the agent does not take what it is sent")),
         }
     }
@@ -74,6 +84,10 @@ impl Teller {
             let _ = timeout(limit, self.writer.stream().stopped()).await;
         }
     }
+}
+
+fn unsaid(error: EncodeError) -> Parting {
+    Parting::Closed(CloseCode::Unavailable, error.to_string())
 }
 
 impl Session {

@@ -67,7 +67,7 @@ impl Job {
         }
     }
 
-    fn planned(self) -> PlannedJob {
+    pub(super) fn planned(self) -> PlannedJob {
         let definition = Arc::new(Definition {
             action: Action::Script(self.script),
             env: Vec::new(),
@@ -169,6 +169,12 @@ impl Scene {
     }
 
     pub(super) async fn start(&self, jobs: Vec<Job>) -> PackRunId {
+        let plan = Plan { jobs: jobs.into_iter().map(Job::planned).collect() };
+        self.start_plan(plan, BTreeMap::new()).await
+    }
+
+    /// Starts a plan some of whose job runs take over earlier ones.
+    pub(super) async fn start_plan(&self, plan: Plan, reused: BTreeMap<JobRunId, JobRunId>) -> PackRunId {
         let content: Arc<[u8]> = b"a pack".as_slice().into();
         let register = Command::RegisterPack {
             name: name("pack"),
@@ -184,10 +190,10 @@ impl Scene {
             pack: name("pack"),
             version: 1,
             params: Arc::default(),
-            plan: Arc::new(Plan { jobs: jobs.into_iter().map(Job::planned).collect() }),
+            plan: Arc::new(plan),
             idempotency: None,
             retry_of: None,
-            reused: BTreeMap::new(),
+            reused,
         };
         self.engine.command(Command::CreateRun(Box::new(new))).await.unwrap();
         id
@@ -231,7 +237,7 @@ impl Scene {
     /// The text of all entries of a kept log.
     pub(super) async fn kept_log(&self, attempt: AttemptId) -> Vec<String> {
         let index = self.engine.read().unwrap().log(attempt).unwrap();
-        let extents = if index.0.is_empty() { Vec::new() } else { decode_extents(&index.0).unwrap() };
+        let extents = decode_extents(&index.0).unwrap();
         let mut reader = self.logs.read_extents(attempt, extents, 0);
         let mut texts = Vec::new();
         while let Some(block) = reader.next().await.unwrap() {

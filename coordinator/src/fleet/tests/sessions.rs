@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Ping, ToAgent};
-use packrun_protocol::id::{AttemptId, Epoch};
+use packrun_protocol::id::{AttemptId, Epoch, JobRunId};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
 
 use super::agent::{blocks, parting, success};
-use super::scene::{Job, Scene, settings};
+use super::scene::{Job, PATIENCE, Scene, settings};
 use crate::core::Config;
 use crate::core::event::Command;
 use crate::fleet::Leadership;
@@ -86,8 +86,7 @@ async fn a_session_resumes_where_the_log_broke_off() {
     drop(link);
 
     let phase = HeldPhase::Running(Timestamp::from_micros(1_795_560_636_000_000));
-    let stranger =
-        packrun_protocol::id::AttemptId { job_run: packrun_protocol::id::JobRunId::generate(), ..attempt };
+    let stranger = AttemptId { job_run: JobRunId::generate(), ..attempt };
     let held = vec![
         HeldAttempt { attempt: stranger, phase: HeldPhase::Ended },
         HeldAttempt { attempt, phase },
@@ -273,4 +272,107 @@ async fn the_log_of_a_lost_attempt_is_kept() {
     assert_eq!(scene.kept_log(talking).await, ["0", "1", "2", "3"]);
     assert_eq!(scene.kept_log(silent).await, [""; 0]);
     scene.until("the run's log is closed", |_| scene.logs.open_runs().is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_log_of_an_attempt_that_was_lost_while_nobody_looked_is_kept_at_the_next_start() {
+    let config = Config { lease: Duration::from_millis(50) };
+    let mut scene = Scene::open().await;
+    let mut link = scene.enrolled().await.connect(2).await;
+    let run = scene.start(vec![Job { width: 2, ..Job::named("build") }]).await;
+    let assigned = link.assigned().await;
+    let (lost, done) = (assigned[0].attempt, assigned[1].attempt);
+    for attempt in [lost, done] {
+        let mut log = link.log(attempt, 0).await;
+        log.stream().write_all(&blocks(attempt, 0..2)).await.unwrap();
+        link.acknowledged(attempt, 2).await;
+    }
+    link.end(done, success(2, 0)).await;
+    link.settled(done).await;
+    // Without a keeper: the fleet is gone before the lease is over.
+    scene = scene.restart(settings(), config).await;
+    scene.until_run(run, PackRunState::PartiallyFailed).await;
+    scene.until("the logs are kept", |reader| reader.open_logs(run).unwrap().is_empty()).await;
+    assert_eq!(scene.kept_log(lost).await, ["0", "1"]);
+    assert_eq!(scene.kept_log(done).await, ["0", "1"]);
+    scene.until("the run's log is closed", |_| scene.logs.open_runs().is_empty()).await;
+}
+
+#[tokio::test]
+async fn after_a_restart_the_logs_that_were_complete_take_no_more() {
+    let mut scene = Scene::open().await;
+    let mut link = scene.enrolled().await.connect(2).await;
+    scene.start(vec![Job { width: 2, ..Job::named("build") }]).await;
+    let assigned = link.assigned().await;
+    let (done, live) = (assigned[0].attempt, assigned[1].attempt);
+    for attempt in [done, live] {
+        let mut log = link.log(attempt, 0).await;
+        log.stream().write_all(&blocks(attempt, 0..2)).await.unwrap();
+        link.acknowledged(attempt, 2).await;
+    }
+    link.end(done, success(2, 0)).await;
+    link.settled(done).await;
+    scene = scene.restart(settings(), Config::default()).await;
+    let sealed = |attempt| scene.logs.progress(attempt).unwrap().borrow().sealed;
+    scene.until("it is sealed", |_| sealed(done)).await;
+    assert!(!sealed(live));
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_it_may() {
+    let mut settings = settings();
+    settings.limits.connections_per_address = 2;
+    let scene = Scene::open_with(settings, Config::default()).await;
+    let agents = [scene.enrolled().await, scene.enrolled().await, scene.enrolled().await];
+    // The connections that enrolled may still be about to go.
+    scene.until("they are gone", |_| scene.fleet.as_ref().unwrap().gauges().connections == 0).await;
+    let first = agents[0].connect(1).await;
+    let _second = agents[1].connect(1).await;
+    assert_eq!(scene.fleet.as_ref().unwrap().gauges().sessions, 2);
+    assert!(agents[2].connect_with(agents[2].hello(1)).await.is_err());
+    first.connection.close(0u32.into(), b"");
+    scene.until("there is room", |_| scene.fleet.as_ref().unwrap().gauges().connections == 1).await;
+    agents[2].connect(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_agents_that_come_and_go_lose_no_line() {
+    const AGENTS: usize = 8;
+    const JOBS: usize = 64;
+    let scene = Scene::open().await;
+    let run = scene.start(vec![Job { width: JOBS, ..Job::named("test") }]).await;
+    let (done, mut ends) = tokio::sync::mpsc::channel(JOBS);
+    for _ in 0..AGENTS {
+        let (agent, done) = (scene.enrolled().await, done.clone());
+        tokio::spawn(async move {
+            let mut link = agent.connect(1).await;
+            while let Some(message) = link.next().await {
+                let ToAgent::Assign(assigned) = message else { continue };
+                for assignment in assigned {
+                    let attempt = assignment.attempt;
+                    let mut log = link.log(attempt, 0).await;
+                    log.stream().write_all(&blocks(attempt, 0..40)).await.unwrap();
+                    // All of it may or may not have come when the connection breaks.
+                    link.connection.close(0u32.into(), b"");
+                    let held = vec![HeldAttempt { attempt, phase: HeldPhase::Ended }];
+                    link = agent.connect_holding(1, held).await;
+                    let answers = link.welcome.take().unwrap().attempts.into_vec();
+                    let [(_, HeldAnswer::GoOn { log_from })] = answers[..] else { panic!("{answers:?}") };
+                    let mut log = link.log(attempt, log_from).await;
+                    log.stream().write_all(&blocks(attempt, log_from..50)).await.unwrap();
+                    link.end(attempt, success(50, 0)).await;
+                    link.settled(attempt).await;
+                    if done.send(attempt).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+    let wanted: Vec<_> = (0..50).map(|number| number.to_string()).collect();
+    for _ in 0..JOBS {
+        let attempt = tokio::time::timeout(PATIENCE, ends.recv()).await.unwrap().unwrap();
+        assert_eq!(scene.kept_log(attempt).await, wanted);
+    }
+    scene.until_run(run, PackRunState::Completed).await;
 }

@@ -1,5 +1,7 @@
 //! Files that attempts leave, and those that they want.
 
+use std::collections::BTreeMap;
+
 use packrun_protocol::id::{AttemptId, Digest};
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::state::PackRunState;
@@ -10,6 +12,7 @@ use packrun_protocol::stream::{
 use super::agent::{Link, success, upload};
 use super::scene::{Job, Scene, name};
 use crate::artifacts::{Begin, UploadId};
+use crate::core::plan::Plan;
 
 fn leaves(path: &str) -> Vec<ArtifactRule> {
     vec![ArtifactRule { path: path.into(), name: None, optional: false }]
@@ -168,4 +171,35 @@ async fn more_uploads_than_may_go_on_at_once_wait_their_turn() {
     assert!(ends.iter().all(|end| *end == UploadEnd::Committed), "{ends:?}");
     link.end(attempt, success(0, 100)).await;
     scene.until_run(run, PackRunState::Completed).await;
+}
+
+#[tokio::test]
+async fn a_retried_run_finds_the_files_of_the_job_runs_it_took_over() {
+    let scene = Scene::open().await;
+    let mut link = scene.enrolled().await.connect(2).await;
+    scene.start(jobs()).await;
+    let mut sources = Vec::new();
+    for assignment in link.assigned().await {
+        let attempt = assignment.attempt;
+        let path = format!("out/{}", assignment.key);
+        assert_eq!(link.upload(attempt, &path, path.as_bytes()).await, UploadEnd::Committed);
+        link.end(attempt, success(0, 1)).await;
+        sources.push(attempt.job_run);
+    }
+    let first = link.assigned_one().await.attempt;
+    let files = inputs(&link, first, 0).await.unwrap();
+    link.end(first, success(0, 0)).await;
+    // A retry, and a retry of that.
+    for _ in 0..2 {
+        let plan = Plan { jobs: jobs().into_iter().map(Job::planned).collect() };
+        let runs = plan.jobs[0].runs.iter().map(|run| run.id);
+        let reused: BTreeMap<_, _> = runs.zip(sources.clone()).collect();
+        sources = reused.keys().copied().collect();
+        scene.start_plan(plan, reused).await;
+        let attempt = link.assigned_one().await.attempt;
+        let mut again = inputs(&link, attempt, 0).await.unwrap();
+        again.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(again, files);
+        link.end(attempt, success(0, 0)).await;
+    }
 }
