@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod cli;
 pub mod core;
 pub mod engine;
 pub mod fleet;

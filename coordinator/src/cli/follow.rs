@@ -1,0 +1,147 @@
+//! Following a pack run to its end: what happens is shown as it happens, and at the end the whole.
+
+use std::pin::pin;
+
+use packrun_protocol::id::PackRunId;
+use packrun_protocol::state::{JobRunState, PackRunState};
+
+use super::client::feed::{Feed, Happened};
+use super::client::{Answer, Client};
+use super::exit::{Error, Exit, Kind};
+use super::lines::{Lines, Look};
+use super::output::{self, Format, Style, or_dash};
+use super::world::World;
+use crate::api::types::{JobRun, PackRun};
+
+/// Most job runs that a summary names.
+const SUMMARY_ROWS_MAX: usize = 100;
+
+/// Follows a pack run with all its output, and gives how it ended. Also for `packrun dev`.
+///
+/// # Errors
+/// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
+pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> Result<Exit, Error> {
+    let start = pack_run(client, run).await?;
+    let keys = start.value.job_runs.iter().flatten().map(|job_run| &job_run.key);
+    let look = Look { color: world.out.color, terminal: world.out.terminal, timestamps: false, keys: true };
+    let mut lines = Lines::new(look, keys);
+    until_end(world, client, run, |world, happened| {
+        let shown = match happened {
+            Happened::Log(entry) => lines.entry(entry).into_iter().collect(),
+            Happened::State(event) => lines.state(&event),
+            Happened::Artifact(event) => vec![lines.artifact(&event)],
+            Happened::End(_) => lines.finish(None),
+            Happened::Lost(_) | Happened::Back => Vec::new(),
+        };
+        Ok(shown.into_iter().try_for_each(|line| world.out.line(line))?)
+    })
+    .await?;
+    let end = pack_run(client, run).await?.value;
+    world.out.line(format_args!("\n{}", summary(&end, world.out.color).trim_end()))?;
+    Ok(Exit::of_run(end.state))
+}
+
+/// Waits for the end of a pack run, shows only that, and gives how it ended.
+///
+/// # Errors
+/// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
+pub async fn wait(
+    world: &mut World<'_>,
+    client: &Client,
+    run: PackRunId,
+    format: Format,
+) -> Result<Exit, Error> {
+    until_end(world, client, run, |_, _| Ok(())).await?;
+    let end = pack_run(client, run).await?;
+    output::show(world, format, &end.body, |color| summary(&end.value, color))?;
+    Ok(Exit::of_run(end.value.state))
+}
+
+/// Gives everything that happens in a pack run to `take`, to its end. Of lost connections it tells people itself.
+///
+/// # Errors
+/// When the coordinator refuses, `take` fails, or Ctrl-C is pressed.
+pub async fn until_end(
+    world: &mut World<'_>,
+    client: &Client,
+    run: PackRunId,
+    mut take: impl FnMut(&mut World<'_>, Happened) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let interrupt = world.interrupt.clone();
+    let mut stop = pin!(interrupt.wait());
+    let mut feed = Feed::new(client, run);
+    loop {
+        let happened = tokio::select! {
+            biased;
+            () = &mut stop => {
+                return Err(Error::new(Kind::Interrupted, format!("stopped following; pack run {run} goes on"))
+                    .hint(format!("follow it again: packrun logs {run} --follow"))
+                    .hint(format!("cancel it: packrun runs cancel {run}")));
+            }
+            happened = feed.next() => happened?,
+        };
+        match &happened {
+            Happened::Lost(why) => {
+                let why = output::printable(why);
+                world.err.line(format_args!("lost the coordinator: {why}; trying to reach it again"))?;
+            }
+            Happened::Back => world.err.line("reached the coordinator again")?,
+            _ => {}
+        }
+        let ended = matches!(happened, Happened::End(_));
+        take(world, happened)?;
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// A pack run with its job runs.
+pub(super) async fn pack_run(client: &Client, run: PackRunId) -> Result<Answer<PackRun>, Error> {
+    client.get(&["v1", "pack-runs", &run.to_string()], &[]).await
+}
+
+/// The job runs of a pack run as a table, and its state. Of very many only those are named that did not succeed.
+#[must_use]
+pub fn summary(run: &PackRun, color: bool) -> String {
+    let job_runs = run.job_runs.as_deref().unwrap_or_default();
+    let of_note = |job_run: &&JobRun| {
+        job_runs.len() <= SUMMARY_ROWS_MAX
+            || !matches!(job_run.state, JobRunState::Succeeded | JobRunState::Skipped)
+    };
+    let rows: Vec<_> = job_runs.iter().filter(of_note).take(SUMMARY_ROWS_MAX).map(row).collect();
+    let left_out = job_runs.len() - rows.len();
+    let columns = ["JOB", "STATE", "AGENT", "ATTEMPT", "DURATION", "EXIT", "REASON"];
+    let mut text = if rows.is_empty() { String::new() } else { output::table(columns, rows, color) };
+    if left_out > 0 {
+        text.push_str(&format!(
+            "and {left_out} more; `packrun runs show {} --output json` has all\n",
+            run.id
+        ));
+    }
+    let state = Style::of_state(run.state.as_str()).paint(run.state.as_str(), color);
+    let took = run.ended_at.map(|end| format!(" after {}", output::duration(end.since(run.created_at))));
+    text.push_str(&format!("pack run {} {state}{}\n", run.id, took.unwrap_or_default()));
+    if matches!(run.state, PackRunState::PartiallyFailed | PackRunState::Failed) {
+        text.push_str(&format!("repeat what failed: packrun runs retry {} --failed\n", run.id));
+    }
+    text
+}
+
+fn row(job_run: &JobRun) -> [String; 7] {
+    let exit = match (job_run.exit_code, job_run.signal) {
+        (Some(code), _) => code.to_string(),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "-".to_owned(),
+    };
+    let reused = job_run.reused_from.map(|from| format!("taken over from {from}"));
+    [
+        job_run.key.to_string(),
+        job_run.state.to_string(),
+        or_dash(job_run.agent.as_ref()),
+        or_dash(job_run.attempt),
+        job_run.duration_seconds.map_or_else(|| "-".to_owned(), output::seconds),
+        exit,
+        or_dash(job_run.reason.as_ref().or(reused.as_ref())),
+    ]
+}

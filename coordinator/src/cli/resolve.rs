@@ -1,0 +1,115 @@
+//! What people write, to what the API wants: names and prefixes of ids to the one thing they stand for.
+
+use std::fmt::Display;
+
+use packrun_protocol::id::PackRunId;
+
+use super::client::Client;
+use super::exit::Error;
+use crate::api::types::{Agent, PackRun, Page, Token};
+
+/// Shortest prefix of an id.
+const PREFIX_BYTES_MIN: usize = 4;
+
+/// Most pages of the list of pack runs that are looked through for a prefix.
+const PAGES_MAX: usize = 200;
+
+/// Ids are compared as they are printed, in lower case.
+fn prefix(text: &str, what: &str, list: &str) -> Result<String, Error> {
+    let prefix = text.to_ascii_lowercase();
+    let valid = prefix.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if valid && prefix.len() >= PREFIX_BYTES_MIN {
+        return Ok(prefix);
+    }
+    Err(Error::invalid(format!(
+        "`{text}` is no id of {what}, nor the start of one with 4 or more characters"
+    ))
+    .hint(format!("`{list}` shows them")))
+}
+
+/// The pack run with this id, or the only one whose id starts so.
+///
+/// # Errors
+/// When there is none, or more than one, or the list can't be had.
+pub async fn pack_run(client: &Client, text: &str) -> Result<PackRunId, Error> {
+    const LIST: &str = "packrun runs list";
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let prefix = prefix(text, "a pack run", LIST)?;
+    let mut found: Vec<PackRun> = Vec::new();
+    let mut cursor: Option<String> = None;
+    let mut last: Option<String> = None;
+    for _ in 0..PAGES_MAX {
+        let query = cursor.as_deref().map(|cursor| ("cursor", cursor));
+        let page = client.get::<Page<PackRun>>(&["v1", "pack-runs"], query.as_slice()).await?.value;
+        // Ids ascend with time and the list begins with the newest, so the search ends behind the prefix. Where
+        // the order is another, all pages are read.
+        let ids: Vec<_> = page.items.iter().map(|run| run.id.to_string()).collect();
+        let descends = last.iter().chain(&ids).is_sorted_by(|a, b| a > b);
+        last = ids.last().cloned();
+        found.extend(page.items.into_iter().filter(|run| run.id.to_string().starts_with(&prefix)));
+        let past = descends && last.as_ref().is_some_and(|id| *id < prefix);
+        cursor = page.next_cursor;
+        if past || found.len() > 1 || cursor.is_none() {
+            break;
+        }
+    }
+    let described = |run: &PackRun| format!("{} ({}@{}, {})", run.id, run.pack, run.version, run.state);
+    Ok(only(&found, text, "pack run", LIST, described)?.id)
+}
+
+/// The agent with this name or id, or the only one whose name or id starts so.
+///
+/// # Errors
+/// When there is none, or more than one, or the list can't be had.
+pub async fn agent(client: &Client, text: &str) -> Result<Agent, Error> {
+    let mut agents = client.list::<Agent>(&["v1", "agents"], &[]).await?.value;
+    if let Some(exact) = agents.iter().position(|agent| agent.name.as_str() == text || is(&agent.id, text)) {
+        return Ok(agents.swap_remove(exact));
+    }
+    agents.retain(|agent| {
+        starts(&agent.id, text) || (!text.is_empty() && agent.name.as_str().starts_with(text))
+    });
+    let described = |agent: &Agent| format!("{} ({})", agent.name, agent.id);
+    only(&agents, text, "agent", "packrun agents list", described).cloned()
+}
+
+/// The token with this id, or the only one whose id starts so.
+///
+/// # Errors
+/// When there is none, or more than one, or the list can't be had.
+pub async fn token(client: &Client, text: &str) -> Result<Token, Error> {
+    let mut tokens = client.list::<Token>(&["v1", "tokens"], &[]).await?.value;
+    tokens.retain(|token| is(&token.id, text) || starts(&token.id, text));
+    let described = |token: &Token| format!("{} ({}, {})", token.id, token.role, token.state);
+    only(&tokens, text, "token", "packrun tokens list", described).cloned()
+}
+
+fn is(id: &impl Display, text: &str) -> bool {
+    id.to_string().eq_ignore_ascii_case(text)
+}
+
+fn starts(id: &impl Display, text: &str) -> bool {
+    text.len() >= PREFIX_BYTES_MIN && id.to_string().starts_with(&text.to_ascii_lowercase())
+}
+
+fn only<'f, T>(
+    found: &'f [T],
+    text: &str,
+    what: &str,
+    list: &str,
+    described: impl Fn(&T) -> String,
+) -> Result<&'f T, Error> {
+    match found {
+        [one] => Ok(one),
+        [] => {
+            Err(Error::invalid(format!("there is no {what} `{text}`")).hint(format!("`{list}` shows them")))
+        }
+        several => {
+            let some: Vec<_> = several.iter().take(5).map(described).collect();
+            Err(Error::invalid(format!("`{text}` stands for more than one {what}"))
+                .hint(format!("write more of one of these: {}", some.join(", "))))
+        }
+    }
+}
