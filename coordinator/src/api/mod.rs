@@ -28,6 +28,8 @@ mod planner;
 pub mod problem;
 mod runs;
 mod serve;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod token;
 pub mod types;
 

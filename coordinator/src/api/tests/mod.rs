@@ -1,0 +1,6 @@
+//! The API as its clients see it: a server on a port of its own, over a real engine and store, asked by a real HTTP
+//! client.
+
+mod packs;
+mod runs;
+pub(crate) mod site;
