@@ -30,6 +30,8 @@ pub mod problem;
 mod runs;
 mod serve;
 mod streams;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod token;
 pub mod types;
 

@@ -62,7 +62,7 @@ async fn openapi(State(api): State<Api>) -> impl IntoResponse {
 
 /// How the coordinator is, and how much it has to do.
 #[utoipa::path(
-    get, path = "/v1/status", tag = "coordinator",
+    get, path = "/v1/status", tag = "coordinator", operation_id = "show_status",
     responses((status = 200, description = "It", body = Status)),
 )]
 async fn status(_: Viewer, State(app): State<App>) -> Result<Json<Status>, ApiError> {

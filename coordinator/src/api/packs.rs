@@ -54,7 +54,7 @@ struct FormQuery {
 
 /// Registers a pack file. Its text is the body; the newest version's content again makes no new version.
 #[utoipa::path(
-    post, path = "/v1/packs", tag = "packs",
+    post, path = "/v1/packs", tag = "packs", operation_id = "register_pack",
     request_body(
         description = "The file, at most 8 MiB",
         content((String = "application/yaml"), (String = "application/toml"), (String = "application/json")),
@@ -94,7 +94,7 @@ async fn register(_: Operator, State(api): State<Api>, request: Request) -> Resu
 
 /// All packs, each by its newest version, sorted by name.
 #[utoipa::path(
-    get, path = "/v1/packs", tag = "packs", params(PageQuery),
+    get, path = "/v1/packs", tag = "packs", operation_id = "list_packs", params(PageQuery),
     responses((status = 200, description = "A page of them", body = Page<PackVersion>)),
 )]
 async fn list(
@@ -118,7 +118,7 @@ async fn list(
 
 /// A pack's newest version.
 #[utoipa::path(
-    get, path = "/v1/packs/{name}", tag = "packs",
+    get, path = "/v1/packs/{name}", tag = "packs", operation_id = "show_pack",
     params(("name" = String, Path, description = "The pack"), FormQuery),
     responses(
         (status = 200, description = "All of it as JSON, or the file", content(
@@ -145,7 +145,7 @@ async fn newest(
 
 /// All versions of a pack, newest first.
 #[utoipa::path(
-    get, path = "/v1/packs/{name}/versions", tag = "packs",
+    get, path = "/v1/packs/{name}/versions", tag = "packs", operation_id = "list_pack_versions",
     params(("name" = String, Path, description = "The pack"), PageQuery),
     responses(
         (status = 200, description = "A page of them", body = Page<PackVersion>),
@@ -175,7 +175,7 @@ async fn versions(
 
 /// One version of a pack.
 #[utoipa::path(
-    get, path = "/v1/packs/{name}/versions/{version}", tag = "packs",
+    get, path = "/v1/packs/{name}/versions/{version}", tag = "packs", operation_id = "show_pack_version",
     params(
         ("name" = String, Path, description = "The pack"),
         ("version" = u32, Path, description = "The version"),

@@ -4,7 +4,7 @@
 //! Nothing is accepted before everything that was live is loaded, and `ready.json` is there only while work is
 //! accepted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -100,7 +100,7 @@ impl Coordinator {
         // Whoever waits for the file waits for this process.
         let ready_file = data_dir.join("ready.json");
         remove(&ready_file)?;
-        let (engine, logs, quarantined) = load(settings, &data_dir, clock).await?;
+        let (engine, logs) = load(settings, &data_dir, clock).await?;
         let folder = data_dir.join("artifacts");
         let artifacts = blocking({
             let (folder, bytes_max) = (folder.clone(), settings.artifact_bytes_max);
@@ -139,7 +139,6 @@ impl Coordinator {
             clock,
             started_at: clock.now(),
             ca_fingerprint: identity.fingerprint(),
-            quarantined: Arc::new(quarantined),
             stop: stop.clone(),
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -191,22 +190,16 @@ impl Coordinator {
     }
 }
 
-/// The engine and the logs with all that was live, and the pack runs that could not be restored.
-async fn load(
-    settings: &Settings,
-    data_dir: &Path,
-    clock: Clock,
-) -> anyhow::Result<(Handle, LogStore, BTreeMap<PackRunId, String>)> {
+/// The engine and the logs with all that was live.
+async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Result<(Handle, LogStore)> {
     let path = data_dir.join("state.redb");
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
     let config = Config { lease: settings.lease };
     let (core, left_out) = Core::restore(config, lease.epoch(), clock.now(), rows);
-    let mut quarantined = BTreeMap::new();
     for run in left_out {
         tracing::error!(pack_run = %run.pack_run, "a pack run could not be restored: {}", run.error);
-        quarantined.insert(run.pack_run, run.error.to_string());
     }
     let folder = data_dir.join("logs");
     let reader = store.snapshot()?;
@@ -217,7 +210,7 @@ async fn load(
     })
     .await??;
     tracing::debug!(?recovery, "the logs are open");
-    Ok((engine::start(core, store, (lease, committed), clock), logs, quarantined))
+    Ok((engine::start(core, store, (lease, committed), clock), logs))
 }
 
 /// Makes the data folder if it isn't there.

@@ -20,7 +20,7 @@ use super::commands::{pack as pack_command, run as run_command};
 use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
 use super::follow;
-use super::serve::not_started;
+use super::serve::{log_to, not_started};
 use super::settings::Connection;
 use super::world::World;
 use crate::api::types::{JoinTokenMade, NewJoinToken};
@@ -60,20 +60,20 @@ struct Checked {
 pub async fn dev(world: &mut World<'_>, arguments: DevArgs) -> Result<Exit, Error> {
     let DevArgs { file, params } = arguments;
     let checked = file.map(|file| check(file, &params)).transpose()?;
+    log_to(world, "warn");
     let folder = tempfile::Builder::new().prefix("packrun-dev-").tempdir();
-    let folder = folder.map_err(|error| Error::new(Kind::Failed, format!("cannot make a folder: {error}")))?;
+    let folder =
+        folder.map_err(|error| Error::new(Kind::Failed, format!("cannot make a folder: {error}")))?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let settings = Settings {
-        listen_agents: any,
-        listen_api: any,
-        ..Settings::new(folder.path().join("coordinator"))
-    };
+    let settings =
+        Settings { listen_agents: any, listen_api: any, ..Settings::new(folder.path().join("coordinator")) };
     let mut coordinator = Coordinator::start(&settings).await.map_err(not_started)?;
     let (stop, stopped) = watch::channel(Stop::Run);
     let mut agents = JoinSet::new();
+    let reach = coordinator_of(&coordinator)?;
     let result = tokio::select! {
         reason = coordinator.failed() => Err(Error::new(Kind::Failed, reason)),
-        result = work(world, &coordinator_of(&coordinator)?, folder.path(), &mut agents, &stopped, checked, params) => {
+        result = work(world, &reach, folder.path(), &mut agents, &stopped, checked, params) => {
             result
         }
     };
@@ -98,8 +98,7 @@ fn coordinator_of(coordinator: &Coordinator) -> Result<Reach, Error> {
     let ready = coordinator.ready();
     let token = std::fs::read_to_string(&ready.admin_token_file)
         .map_err(|error| Error::new(Kind::Failed, format!("cannot read the token: {error}")))?;
-    let connection =
-        Connection { server: ready.api.clone(), token: Some(token.trim().to_owned()), ca: None };
+    let connection = Connection { server: ready.api.clone(), token: Some(token.trim().to_owned()), ca: None };
     Ok(Reach { connection, agents: ready.agents.clone(), token_file: ready.admin_token_file.clone() })
 }
 
@@ -176,8 +175,7 @@ async fn agent(
     let made: JoinTokenMade =
         client(reach)?.post(&["v1", "join-tokens"], &NewJoinToken::default(), Repeat::Always).await?.value;
     let state = folder.join(format!("agent-{number}"));
-    let mut config =
-        AgentConfig::new(vec![reach.agents.clone()], state).map_err(|error| refused(&error))?;
+    let mut config = AgentConfig::new(vec![reach.agents.clone()], state).map_err(|error| refused(&error))?;
     let labels = requirement.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
     config.label(labels).map_err(|error| refused(&error))?;
     config.rename(format!("local-{number}").parse().map_err(|error| refused(&error))?);
@@ -191,14 +189,14 @@ async fn agent(
 fn check(file: PathBuf, params: &[(String, String)]) -> Result<Checked, Error> {
     let (format, content) = pack_command::read(&file)?;
     let invalid = |report: String| Error::invalid(report);
-    let pack = pack::check(format, &content)
-        .map_err(|error| invalid(error.report(&file.display().to_string())))?;
+    let pack =
+        pack::check(format, &content).map_err(|error| invalid(error.report(&file.display().to_string())))?;
     let params: BTreeMap<String, String> = params.iter().cloned().collect();
     let arguments = pack.arguments(&params).map_err(|error| invalid(error.to_string()))?;
     let plan = pack.plan(&arguments, JobRunId::generate).map_err(|error| invalid(error.to_string()))?;
-    let required = plan.job_runs().map(|planned| &planned.definition.requirement);
+    let required = plan.job_runs().map(|planned| &planned.requirement);
     let agents = fewest_agents(required);
-    let name = PackRef { name: pack.name.clone(), version: None };
+    let name = PackRef { name: pack.name().clone(), version: None };
     Ok(Checked { file, format, content, name, agents })
 }
 

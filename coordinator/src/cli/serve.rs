@@ -103,7 +103,12 @@ fn default_data_dir(world: &World<'_>) -> PathBuf {
         folder.ancestors().find(|path| path.exists()).is_some_and(can_write)
     };
     let folders = &world.data_folders;
-    folders.iter().find(|folder| usable(folder)).or(folders.last()).cloned().unwrap_or_else(|| "packrun".into())
+    folders
+        .iter()
+        .find(|folder| usable(folder))
+        .or(folders.last())
+        .cloned()
+        .unwrap_or_else(|| "packrun".into())
 }
 
 fn read(path: &Path) -> Result<File, Error> {
@@ -118,13 +123,25 @@ fn read(path: &Path) -> Result<File, Error> {
     toml::from_str(&text).map_err(|error| refused(&error))
 }
 
+/// Logs to the standard error, as much as `PACKRUN_LOG` says: a level, or targets with levels, as
+/// `info,packrun_coordinator::fleet=debug`.
+pub(super) fn log_to(world: &World<'_>, default: &str) {
+    let filter = world.variable("PACKRUN_LOG").unwrap_or(default);
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| default.into());
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(world.err.color);
+    // In a test another command has done it before.
+    let _ = log.with_env_filter(filter).try_init();
+}
+
 /// Runs a coordinator until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it can't start, or can't go on.
 pub async fn serve(world: &mut World<'_>, arguments: ServeArgs) -> Result<Exit, Error> {
     let settings = arguments.settings(world)?;
-    let failed = |error: std::io::Error| Error::new(Kind::Failed, format!("cannot wait for signals: {error}"));
+    log_to(world, "info");
+    let failed =
+        |error: std::io::Error| Error::new(Kind::Failed, format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut coordinator = Coordinator::start(&settings).await.map_err(not_started)?;

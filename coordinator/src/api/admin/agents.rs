@@ -30,7 +30,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 
 /// All agents, also revoked ones, in the order of their enrolment.
 #[utoipa::path(
-    get, path = "/v1/agents", tag = "agents", params(PageQuery),
+    get, path = "/v1/agents", tag = "agents", operation_id = "list_agents", params(PageQuery),
     responses((status = 200, description = "A page of them", body = Page<Agent>)),
 )]
 async fn list(
@@ -53,7 +53,7 @@ async fn list(
 
 /// One agent.
 #[utoipa::path(
-    get, path = "/v1/agents/{agent}", tag = "agents",
+    get, path = "/v1/agents/{agent}", tag = "agents", operation_id = "show_agent",
     params(("agent" = String, Path, description = "Its id or its name")),
     responses(
         (status = 200, description = "It", body = Agent),
@@ -70,7 +70,7 @@ async fn show(
 
 /// Assigns nothing more to an agent; what it runs goes on.
 #[utoipa::path(
-    post, path = "/v1/agents/{agent}/drain", tag = "agents",
+    post, path = "/v1/agents/{agent}/drain", tag = "agents", operation_id = "drain_agent",
     params(("agent" = String, Path, description = "Its id or its name")),
     responses(
         (status = 200, description = "It is drained", body = Agent),
@@ -88,7 +88,7 @@ async fn drain(
 
 /// Assigns to a drained agent again.
 #[utoipa::path(
-    post, path = "/v1/agents/{agent}/resume", tag = "agents",
+    post, path = "/v1/agents/{agent}/resume", tag = "agents", operation_id = "resume_agent",
     params(("agent" = String, Path, description = "Its id or its name")),
     responses(
         (status = 200, description = "It is active", body = Agent),
@@ -106,7 +106,7 @@ async fn resume(
 
 /// Shuts an agent out for good. What it runs is tried elsewhere, or lost.
 #[utoipa::path(
-    post, path = "/v1/agents/{agent}/revoke", tag = "agents",
+    post, path = "/v1/agents/{agent}/revoke", tag = "agents", operation_id = "revoke_agent",
     params(("agent" = String, Path, description = "Its id or its name")),
     responses(
         (status = 200, description = "It is revoked", body = Agent),

@@ -43,7 +43,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 
 /// Makes a token that lets one agent join.
 #[utoipa::path(
-    post, path = "/v1/join-tokens", tag = "agents", request_body = Option<NewJoinToken>,
+    post, path = "/v1/join-tokens", tag = "agents", operation_id = "create_join_token", request_body = Option<NewJoinToken>,
     responses(
         (status = 201, description = "The token, which is not shown again", body = JoinTokenMade),
         (status = 409, description = "There are too many", body = Problem, content_type = "application/problem+json"),
@@ -69,7 +69,7 @@ async fn invite(
 
 /// Makes a token for this API.
 #[utoipa::path(
-    post, path = "/v1/tokens", tag = "tokens", request_body = NewToken,
+    post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token", request_body = NewToken,
     responses(
         (status = 201, description = "The token, which is not shown again", body = TokenMade),
         (status = 409, description = "There are too many", body = Problem, content_type = "application/problem+json"),
@@ -88,7 +88,7 @@ async fn create(
 
 /// All tokens, newest first: those for this API and those that let agents join, also what has ended.
 #[utoipa::path(
-    get, path = "/v1/tokens", tag = "tokens", params(PageQuery),
+    get, path = "/v1/tokens", tag = "tokens", operation_id = "list_tokens", params(PageQuery),
     responses((status = 200, description = "A page of them", body = Page<Token>)),
 )]
 async fn list(
@@ -113,7 +113,7 @@ async fn list(
 
 /// Lets nobody do anything with a token any more.
 #[utoipa::path(
-    post, path = "/v1/tokens/{id}/revoke", tag = "tokens",
+    post, path = "/v1/tokens/{id}/revoke", tag = "tokens", operation_id = "revoke_token",
     params(("id" = String, Path, description = "The token's id")),
     responses(
         (status = 200, description = "It is revoked", body = Token),

@@ -19,7 +19,7 @@ use crate::engine::EngineError;
 
 /// Cancels a pack run with all its job runs.
 #[utoipa::path(
-    post, path = "/v1/pack-runs/{id}/cancel", tag = "runs",
+    post, path = "/v1/pack-runs/{id}/cancel", tag = "runs", operation_id = "cancel_pack_run",
     params(("id" = String, Path, description = "The pack run")),
     responses(
         (status = 200, description = "It is canceled", body = PackRun),
@@ -44,7 +44,7 @@ pub(super) async fn pack_run(
 
 /// Cancels one job run.
 #[utoipa::path(
-    post, path = "/v1/runs/{id}/cancel", tag = "runs",
+    post, path = "/v1/runs/{id}/cancel", tag = "runs", operation_id = "cancel_run",
     params(("id" = String, Path, description = "The job run")),
     responses(
         (status = 200, description = "It is canceled", body = JobRun),

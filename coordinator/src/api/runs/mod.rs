@@ -58,7 +58,7 @@ struct ListQuery {
 
 /// Pack runs, newest first.
 #[utoipa::path(
-    get, path = "/v1/pack-runs", tag = "runs", params(ListQuery),
+    get, path = "/v1/pack-runs", tag = "runs", operation_id = "list_pack_runs", params(ListQuery),
     responses((status = 200, description = "A page of them, without their job runs", body = Page<PackRun>)),
 )]
 async fn list(
@@ -82,7 +82,7 @@ async fn list(
 
 /// A pack run with its job runs, in the order of its plan.
 #[utoipa::path(
-    get, path = "/v1/pack-runs/{id}", tag = "runs",
+    get, path = "/v1/pack-runs/{id}", tag = "runs", operation_id = "show_pack_run",
     params(("id" = String, Path, description = "The pack run")),
     responses(
         (status = 200, description = "It", body = PackRun),
@@ -105,7 +105,7 @@ async fn show(
 
 /// A job run with its attempts.
 #[utoipa::path(
-    get, path = "/v1/runs/{id}", tag = "runs",
+    get, path = "/v1/runs/{id}", tag = "runs", operation_id = "show_run",
     params(("id" = String, Path, description = "The job run")),
     responses(
         (status = 200, description = "It", body = JobRun),

@@ -36,7 +36,7 @@ const KEY_BYTES_MAX: usize = 255;
 
 /// Starts a pack run.
 #[utoipa::path(
-    post, path = "/v1/pack-runs", tag = "runs", request_body = NewPackRun,
+    post, path = "/v1/pack-runs", tag = "runs", operation_id = "start_pack_run", request_body = NewPackRun,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same request under the same key starts one pack run")),
     responses(
         (status = 201, description = "It is started", body = PackRun, headers(("Location" = String))),
@@ -85,7 +85,7 @@ pub(super) async fn create(
 
 /// Starts a pack run that repeats one which has ended: its plan again, all of it or only what did not succeed.
 #[utoipa::path(
-    post, path = "/v1/pack-runs/{id}/retry", tag = "runs", request_body = Option<Retry>,
+    post, path = "/v1/pack-runs/{id}/retry", tag = "runs", operation_id = "retry_pack_run", request_body = Option<Retry>,
     params(
         ("id" = String, Path, description = "The pack run to repeat"),
         ("Idempotency-Key" = Option<String>, Header, description = "As for a new pack run"),
