@@ -10,8 +10,11 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, Source, parse_label};
-use crate::link::Stop;
+use crate::link::{LinkError, Stop};
 use crate::serve::{self, AgentError};
+
+/// The agent itself failed.
+const EXIT_FAILURE: u8 = 1;
 
 /// Usage or settings that make no agent, or a state folder that can't be used.
 const EXIT_USAGE: u8 = 2;
@@ -37,7 +40,7 @@ Examples:
 Every option can also be a variable (PACKRUN_SLOTS=2) or in the file; flag > variable > file.
 PACKRUN_LOG sets what is logged (info by default).
 The first SIGTERM or Ctrl-C lets running attempts finish and takes no new ones; the second ends them.
-Exit codes: 0 stopped on request, 2 usage, settings or state folder, 4 not allowed by the coordinator.";
+Exit codes: 0 stopped on request, 1 the agent failed, 2 usage, settings or state folder, 4 not allowed by the coordinator.";
 
 /// Executes packrun's jobs on this host.
 #[derive(Debug, Parser)]
@@ -151,7 +154,11 @@ impl From<ConfigError> for Failure {
 
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
-        let code = if error.is_not_allowed() { EXIT_NOT_ALLOWED } else { EXIT_USAGE };
+        let code = match &error {
+            AgentError::Link(LinkError::ExecutorGone) => EXIT_FAILURE,
+            error if error.is_not_allowed() => EXIT_NOT_ALLOWED,
+            _ => EXIT_USAGE,
+        };
         Self { error: error.into(), code }
     }
 }
