@@ -1,5 +1,6 @@
 //! The program's arguments, signals and exit codes.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -130,8 +131,10 @@ impl Run {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("PACKRUN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Somebody may have set one up already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = logs.with_ansi(!is_plain && std::io::stderr().is_terminal()).try_init();
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, code }) => {
