@@ -1,5 +1,6 @@
 //! The program's arguments, signals and exit codes.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +11,11 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, Source, parse_label};
-use crate::link::Stop;
+use crate::link::{LinkError, Stop};
 use crate::serve::{self, AgentError};
+
+/// The agent itself failed.
+const EXIT_FAILURE: u8 = 1;
 
 /// Usage or settings that make no agent, or a state folder that can't be used.
 const EXIT_USAGE: u8 = 2;
@@ -37,7 +41,7 @@ Examples:
 Every option can also be a variable (PACKRUN_SLOTS=2) or in the file; flag > variable > file.
 PACKRUN_LOG sets what is logged (info by default).
 The first SIGTERM or Ctrl-C lets running attempts finish and takes no new ones; the second ends them.
-Exit codes: 0 stopped on request, 2 usage, settings or state folder, 4 not allowed by the coordinator.";
+Exit codes: 0 stopped on request, 1 the agent failed, 2 usage, settings or state folder, 4 not allowed by the coordinator.";
 
 /// Executes packrun's jobs on this host.
 #[derive(Debug, Parser)]
@@ -127,8 +131,10 @@ impl Run {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("PACKRUN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Somebody may have set one up already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = logs.with_ansi(!is_plain && std::io::stderr().is_terminal()).try_init();
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, code }) => {
@@ -151,7 +157,11 @@ impl From<ConfigError> for Failure {
 
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
-        let code = if error.is_not_allowed() { EXIT_NOT_ALLOWED } else { EXIT_USAGE };
+        let code = match &error {
+            AgentError::Link(LinkError::ExecutorGone) => EXIT_FAILURE,
+            error if error.is_not_allowed() => EXIT_NOT_ALLOWED,
+            _ => EXIT_USAGE,
+        };
         Self { error: error.into(), code }
     }
 }

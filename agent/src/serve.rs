@@ -111,8 +111,18 @@ pub async fn run(config: AgentConfig, stop: watch::Receiver<Stop>) -> Result<(),
     Ok(ended?)
 }
 
+/// The state folder is this agent's.
+struct Claim(File);
+
+impl Drop for Claim {
+    /// Closing the file is not enough while another thread has a child that is about to execute its program.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Makes the state folder if it isn't there, and takes it for this agent alone.
-fn claim(path: &Path) -> Result<(PathBuf, File), AgentError> {
+fn claim(path: &Path) -> Result<(PathBuf, Claim), AgentError> {
     let refused = |source| AgentError::State { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(refused)?;
     let path = path.canonicalize().map_err(refused)?;
@@ -120,7 +130,7 @@ fn claim(path: &Path) -> Result<(PathBuf, File), AgentError> {
     options.write(true).create(true).truncate(false).mode(0o600);
     let lock = options.open(path.join("lock")).map_err(refused)?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok((path, lock)),
+        Ok(()) => Ok((path, Claim(lock))),
         Err(Errno::WOULDBLOCK) => Err(AgentError::InUse { path }),
         Err(error) => Err(refused(error.into())),
     }

@@ -19,11 +19,13 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use self::kept::{Kept, ended};
+use self::lost::give_up_lost;
 use super::ipc::{self, Desk, Order, Port, Request};
 use super::{Command, Event, Executor, Isolation, Settings, StartError, StartOrder};
-use crate::spool::{Follower, Journal, JournalConfig, Phase, Record, SpoolError};
+use crate::spool::{Journal, JournalConfig, Record, SpoolError};
 
 mod kept;
+mod lost;
 #[cfg(test)]
 mod tests;
 
@@ -91,27 +93,6 @@ pub fn start(
         .spawn(move || runtime.block_on(state.run(orders, events)))
         .map_err(KeeperError::Thread)?;
     Ok((Keeper { thread, isolation }, port))
-}
-
-/// Records the end of what an earlier process executed.
-fn give_up_lost(journal: &mut Journal, folder: &Path, now: Timestamp) -> Result<(), SpoolError> {
-    let is_unfinished = |(_, phase): &(AttemptId, &Phase)| !matches!(phase, Phase::Ended(_));
-    let lost: Vec<AttemptId> = journal.lives().filter(is_unfinished).map(|(attempt, _)| attempt).collect();
-    if lost.is_empty() {
-        return Ok(());
-    }
-    let mut follower = Follower::new(folder.to_owned());
-    while follower.read()?.is_some() {}
-    let records: Vec<_> = lost
-        .into_iter()
-        .map(|attempt| {
-            let entries = follower.index().life(attempt).and_then(|life| life.next_seq).unwrap_or(0);
-            let reason = "the agent was stopped or killed while the attempt ran, and its processes with it";
-            Record::Ended { attempt, outcome: ended(Verdict::Lost, reason, entries, now) }
-        })
-        .collect();
-    tracing::warn!(attempts = records.len(), "attempts of an earlier life of this agent are lost");
-    journal.append(records)
 }
 
 struct State {

@@ -60,8 +60,14 @@ pub enum DialError {
         source: ConnectionError,
     },
     /// The connection was there and is lost again.
-    #[error("the connection was lost at once: {0}")]
-    Lost(String),
+    #[error("the connection to {address} was lost at once")]
+    Lost {
+        /// To which address.
+        address: String,
+        /// Why.
+        #[source]
+        source: ConnectionError,
+    },
     /// Nobody answers in time.
     #[error("{address} doesn't answer")]
     Silent {

@@ -1,8 +1,8 @@
 //! Becoming an agent: a join token and a certificate request go to the coordinator whose CA the token names, a
 //! certificate comes back.
 
-use packrun_protocol::bounded::BoundedText;
 use packrun_protocol::cert::{self, CertError, Identity};
+use packrun_protocol::control::Pem;
 use packrun_protocol::id::Digest;
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::name::Name;
@@ -14,7 +14,7 @@ use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer};
 use thiserror::Error;
 
 use super::dial::{Addresses, DialError, dial};
-use super::identity::{IdentityError, Member, Store};
+use super::identity::{IdentityError, Member, Store, request};
 
 /// How long the coordinator may take to answer.
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -68,7 +68,7 @@ pub(super) async fn join(
     name: &Name,
 ) -> Result<Member, EnrolError> {
     let key_pem = store.key()?;
-    let request = cert::request(&key_pem).map_err(EnrolError::Request)?;
+    let request = request(&key_pem).map_err(EnrolError::Request)?;
     let mut strangers = 0;
     loop {
         let Some(address) = addresses.next() else {
@@ -103,7 +103,7 @@ pub(super) async fn join(
 async fn join_at(
     address: String,
     token: &JoinToken,
-    request: &str,
+    request: &Pem,
     name: &Name,
 ) -> Result<(String, String), TryError> {
     let config = join_config(JoinConfig { ca: token.ca }).map_err(EnrolError::Tls)?;
@@ -115,8 +115,7 @@ async fn join_at(
         .map_err(quinn::WriteError::ConnectionLost)
         .map_err(WriteError::Stream)?;
     let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
-    let request = BoundedText::try_from(request).map_err(|error| EnrolError::Answer(error.to_string()))?;
-    let enrol = Enrol { token: token.id, secret: token.secret, request, name: name.clone() };
+    let enrol = Enrol { token: token.id, secret: token.secret, request: request.clone(), name: name.clone() };
     writer.send(&enrol).await?;
     let _ = writer.stream().finish();
     let answer =

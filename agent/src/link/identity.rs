@@ -6,7 +6,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use packrun_protocol::bounded::TooLong;
 use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
+use packrun_protocol::control::Pem;
 use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
 use thiserror::Error;
 
@@ -73,6 +75,17 @@ impl Member {
             .map_err(|source| IdentityError::Tls { folder: folder.to_owned(), source })?;
         Ok(Self { ca_pem, identity, certificate, config })
     }
+
+    /// A request for a new certificate of the same key.
+    pub(super) fn request(&self) -> Result<Pem, CertError> {
+        request(&self.identity.key_pem)
+    }
+}
+
+/// A certificate request for this key.
+pub(super) fn request(key_pem: &str) -> Result<Pem, CertError> {
+    let too_long = |error: TooLong| CertError::Read { what: "certificate request", why: error.to_string() };
+    cert::request(key_pem)?.try_into().map_err(too_long)
 }
 
 impl Store {

@@ -6,6 +6,8 @@
 //! | [`dial`] | getting through: addresses in turn, waits, refusals |
 //! | [`enrol`], [`identity`] | becoming an agent, staying one |
 //! | `session` | the loop between the machine, the connection, the journal and the executor's side |
+//! | `line` | the connection of the moment, or the way to the next |
+//! | `work` | inputs and artifacts, a task for an attempt |
 //! | `control`, `log_stream`, `artifact_stream`, `inputs` | a kind of stream each |
 //! | `journal` | the reader of the spool |
 //! | `transfer` | what uploads and downloads share |
@@ -37,10 +39,12 @@ pub mod enrol;
 pub mod identity;
 mod inputs;
 mod journal;
+mod line;
 mod log_stream;
 pub mod machine;
 mod session;
 mod transfer;
+mod work;
 
 /// Which stream's bytes go first.
 const PRIORITY_CONTROL: i32 = 2;
@@ -89,6 +93,9 @@ pub enum LinkError {
     /// The agent was away for longer than its certificate is valid.
     #[error("the agent's certificate has expired; join again with a new token from `packrun agents invite`")]
     Expired,
+    /// The executor's side is gone.
+    #[error("what executes the attempts ended unexpectedly; see the log, and start the agent again")]
+    ExecutorGone,
     /// The identity can't be used.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),

@@ -36,7 +36,7 @@ const DRAFT: &str = "draft";
 pub struct Journal {
     folder: PathBuf,
     config: JournalConfig,
-    pub(super) file: File,
+    file: File,
     pub(super) number: u64,
     bytes: u64,
     sealed_bytes: u64,
@@ -174,6 +174,12 @@ impl Journal {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.bytes() >= self.config.total_bytes
+    }
+
+    /// Writes to another file from now on, as to a full disk; gives back the one before.
+    #[cfg(test)]
+    pub(crate) fn swap_file(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
     }
 
     /// What the record changes here.

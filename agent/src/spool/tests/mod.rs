@@ -234,12 +234,12 @@ fn a_full_disk_refuses_a_record_whole_and_the_journal_goes_on_behind_it() {
     let mut journal = Journal::open(folder.path(), SMALL).unwrap();
     journal.append([assigned(1)]).unwrap();
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let file = std::mem::replace(&mut journal.file, full);
+    let file = journal.swap_file(full);
     let before = journal.bytes();
     assert!(journal.append([started(1), Record::Block(block(1, 0, 1, 10))]).is_err());
     assert_eq!(journal.bytes(), before);
     assert!(journal.lives().all(|(_, phase)| *phase == Phase::Assigned), "nothing of it counts");
-    journal.file = file;
+    journal.swap_file(file);
     journal.append([started(1)]).unwrap();
     let mut follower = Follower::new(folder.path().to_owned());
     assert_eq!(catch_up(&mut follower), [assigned(1), started(1)]);
