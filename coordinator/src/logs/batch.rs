@@ -85,8 +85,15 @@ struct StagedAttempt {
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) bytes: Vec<u8>,
-    runs: Vec<(Arc<RunLog>, Vec<(AttemptId, Extent)>)>,
+    runs: Vec<RunLayout>,
     acks: Vec<(Arc<RunLog>, AttemptId, u64)>,
+}
+
+#[derive(Debug)]
+struct RunLayout {
+    run: Arc<RunLog>,
+    /// Of one block each.
+    extents: Vec<(AttemptId, Extent)>,
 }
 
 impl Batch {
@@ -150,7 +157,7 @@ impl Batch {
                 }
                 layout.acks.push((run.clone(), attempt, staged.expected.next_seq));
             }
-            layout.runs.push((run, extents));
+            layout.runs.push(RunLayout { run, extents });
         }
         layout
     }
@@ -171,7 +178,7 @@ impl Batch {
 impl Layout {
     /// Makes it all readable; it has been written. Returns what is to be acknowledged once it is synced.
     pub(super) fn publish(self) -> Vec<(Arc<RunLog>, AttemptId, u64)> {
-        for (run, extents) in &self.runs {
+        for RunLayout { run, extents } in &self.runs {
             run.publish(extents);
         }
         self.acks

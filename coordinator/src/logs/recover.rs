@@ -179,7 +179,7 @@ impl Scan<'_> {
             }
             self.publish(&found);
         }
-        if !self.spots.is_empty() {
+        if self.spots.iter().any(|spot| cut.is_none_or(|cut| spot.at < cut)) {
             self.break_spans();
         }
         cut

@@ -7,6 +7,8 @@ mod disk;
 mod kept;
 mod order;
 mod recovery;
+mod spans;
+mod turns;
 
 use std::path::Path;
 
