@@ -9,7 +9,9 @@
 //! | `segment` | files and records |
 //! | `batch` | sequence check, arrival numbers, corrected time |
 //! | `writer` | appender and syncer |
-//! | `extent` | where each attempt's and each run's blocks lie |
+//! | `extent`, `index` | where each attempt's and each run's blocks lie |
+//! | `span` | how far an extent reaches over blocks of others |
+//! | `stretch` | reading extents |
 //! | `kept` | extents as bytes |
 //! | `recover`, `checkpoint` | the log at start, and where to begin to read |
 //! | `follow` | readers that wait |
@@ -23,10 +25,13 @@ mod checkpoint;
 mod chronological;
 mod extent;
 mod follow;
+mod index;
 mod kept;
 pub mod merge;
 mod recover;
 mod segment;
+mod span;
+mod stretch;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,17 +48,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
-pub use extent::{Extent, FeedProgress, Progress};
-pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use extent::Extent;
+pub use follow::{FeedPosition, LogReader};
+pub use index::{FeedProgress, Progress};
 pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
+pub use stretch::{ReadError, StoredBlock};
 pub use writer::Health;
 
-use extent::Runs;
-use follow::ExtentReader;
+use index::Runs;
 use merge::MergeKey;
 use segment::{Disk, RealDisk};
+use stretch::StretchReader;
 use writer::{Appender, Command, Syncer};
 
 /// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
@@ -297,7 +304,7 @@ impl LogStore {
         after: Option<MergeKey>,
         watermark: Option<Timestamp>,
     ) -> ChronologicalReader {
-        ChronologicalReader::new(ExtentReader::new(self.dir.clone()), attempts, after, watermark)
+        ChronologicalReader::new(StretchReader::new(self.dir.clone()), attempts, after, watermark)
     }
 
     /// The run is over, which the caller has on disk, and so are the extents of its attempts: followers end when they have read all, and

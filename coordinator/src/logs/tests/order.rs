@@ -150,20 +150,3 @@ async fn a_reader_that_gives_up_waiting_loses_nothing() {
         assert_eq!(read.block.first_seq(), seq);
     }
 }
-
-#[tokio::test]
-async fn blocks_of_one_attempt_behind_one_another_share_an_extent() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _) = open(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
-    store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
-    for seq in 0..100 {
-        store.append(block(attempt(1), seq, 1)).await.unwrap();
-    }
-    store.append(block(attempt(2), 0, 1)).await.unwrap();
-    store.append(block(attempt(1), 100, 1)).await.unwrap();
-    let extents = store.extents(attempt(1)).unwrap();
-    let shape: Vec<_> =
-        extents.iter().map(|e| (e.first_seq, e.entries, e.first_arrival, e.arrivals)).collect();
-    assert_eq!(shape, [(0, 100, 0, 100), (100, 1, 101, 1)]);
-}
