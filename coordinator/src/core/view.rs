@@ -6,12 +6,12 @@ use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{JobRunState, Reason};
 
-use super::Core;
 use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
 use super::plan::Plan;
 use super::schedule::{Host, Schedule};
 use super::state::Agent;
+use super::{Config, Core};
 
 /// An agent as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +55,12 @@ impl Core {
     #[must_use]
     pub fn agent(&self, id: AgentId) -> Option<AgentView<'_>> {
         self.agents.get(&id).map(AgentView::of)
+    }
+
+    /// What was set for this core.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.config
     }
 
     /// How often the store had been opened for writing when this core began.

@@ -94,7 +94,7 @@ impl From<CloseReason> for Parting {
                 Self::closed(CloseCode::Superseded, "the agent has a newer connection")
             }
             CloseReason::Unknown => {
-                Self::closed(CloseCode::Revoked, "no such agent is enrolled here; enrol it anew")
+                Self::closed(CloseCode::CertificateRequired, "no such agent is enrolled here; enrol it anew")
             }
         }
     }
