@@ -27,7 +27,7 @@ async fn a_registered_pack_is_there_after_a_crash() {
     let kept = api.get("/v1/packs/three/versions/1").await;
     assert_eq!((&kept["version"], &kept["digest"]), (&json!(1), &made["digest"]));
     assert_eq!(kept["source"], THREE_JOBS);
-    assert_eq!(kept["definition"]["jobs"].as_object().unwrap().len(), 3);
+    assert_eq!(kept["definition"]["jobs"].as_array().unwrap().len(), 3);
     assert_eq!(api.get("/v1/packs").await["items"].as_array().unwrap().len(), 1);
 }
 

@@ -61,9 +61,12 @@ impl Process {
         self.ended().await
     }
 
-    /// Waits for the end; its exit code.
+    /// Waits for the end, and until all that it logged was read; its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
-        in_time(&format!("the end of {}", self.name), self.child.wait()).await.unwrap().code()
+        let what = format!("the end of {}", self.name);
+        let code = in_time(&what, self.child.wait()).await.unwrap().code();
+        in_time(&what, async { while self.log.changed().await.is_ok() {} }).await;
+        code
     }
 
     /// Its process id.

@@ -57,7 +57,7 @@ impl Settings {
             data_dir,
             listen_agents: fleet.listen,
             listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
-            lease: fleet.lease,
+            lease: Config::default().lease,
             certificate: fleet.certificate,
             artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
         }
@@ -118,7 +118,6 @@ impl Coordinator {
         let tls = if address.ip().is_loopback() { None } else { Some(https(&identity, address.ip())?) };
 
         let fleet_settings = fleet::Settings {
-            lease: settings.lease,
             certificate: settings.certificate,
             ..fleet::Settings::new(settings.listen_agents)
         };

@@ -33,6 +33,8 @@ impl Exit {
 /// The class of an error, which decides on the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// The coordinator or an agent of this process could not start or go on.
+    Failed,
     /// Somebody pressed Ctrl-C.
     Interrupted,
     /// Wrong arguments, settings or files, or a request that the coordinator refused for what it says.
@@ -53,6 +55,7 @@ pub fn code(result: &Result<Exit, Error>) -> u8 {
         Ok(Exit::RunFailed) => 1,
         Ok(Exit::RunCanceled) => 3,
         Err(error) => match error.kind {
+            Kind::Failed => 1,
             Kind::Invalid => 2,
             Kind::NotAllowed | Kind::Unreachable => 4,
             // As shells report an end by SIGINT and SIGPIPE.
@@ -132,6 +135,7 @@ mod tests {
             assert_eq!(code(&Ok(Exit::of_run(state))), expected, "{state}");
         }
         let kinds = [
+            (Kind::Failed, 1),
             (Kind::Invalid, 2),
             (Kind::NotAllowed, 4),
             (Kind::Unreachable, 4),

@@ -11,16 +11,20 @@
 //! | [`follow`], [`lines`], [`output`] | what people see |
 //! | [`args`], [`resolve`] | what an argument means, here and over there |
 //! | [`folder`] | where downloads go, and nowhere else |
+//! | [`coordinator`], [`serve`], [`dev`] | a whole coordinator in this process: the commands that are no clients |
 
 pub mod args;
 pub mod client;
 mod commands;
+pub mod coordinator;
+pub mod dev;
 pub mod exit;
 pub mod folder;
 pub mod follow;
 pub mod lines;
 pub mod output;
 pub mod resolve;
+pub mod serve;
 pub mod settings;
 #[cfg(test)]
 mod tests;
@@ -79,6 +83,8 @@ enum Command {
     /// Show how the coordinator is
     #[command(after_help = "Example:\n  packrun status --output json")]
     Status,
+    Serve(serve::ServeArgs),
+    Dev(dev::DevArgs),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  packrun completions bash > /etc/bash_completion.d/packrun")]
     Completions {
@@ -150,6 +156,8 @@ async fn dispatch(cli: Cli, world: &mut World<'_>) -> Result<Exit, Error> {
         Command::Agents(command) => command.run(&session, world).await,
         Command::Tokens(command) => command.run(&session, world).await,
         Command::Status => status::run(&session, world).await,
+        Command::Serve(arguments) => serve::serve(world, arguments).await,
+        Command::Dev(arguments) => dev::dev(world, arguments).await,
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "packrun", &mut text);

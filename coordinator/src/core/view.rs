@@ -13,7 +13,7 @@ use super::event::SessionId;
 use super::plan::Plan;
 use super::schedule::{Host, Schedule};
 use super::state::{Agent, JobRun, PackRun};
-use super::{Core, RestoreError};
+use super::{Config, Core, RestoreError};
 
 /// An agent as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,12 @@ impl Core {
     #[must_use]
     pub fn agent(&self, id: AgentId) -> Option<AgentView<'_>> {
         self.agents.get(&id).map(AgentView::of)
+    }
+
+    /// What was set for this core.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.config
     }
 
     /// The plan of a live pack run.

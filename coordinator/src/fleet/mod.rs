@@ -66,8 +66,6 @@ const READS_MAX: usize = 8;
 pub struct Settings {
     /// Where to listen, UDP.
     pub listen: SocketAddr,
-    /// How long an agent may be away before its attempts are given to others; the core's, for agents to know.
-    pub lease: Duration,
     /// How often agents ping.
     pub heartbeat: Duration,
     /// How long an agent's certificate is valid.
@@ -77,12 +75,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults: a lease of a minute, a ping every four seconds, certificates of a week.
+    /// The defaults: a ping every four seconds, certificates of a week.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
-            lease: Duration::from_secs(60),
             heartbeat: Duration::from_secs(4),
             certificate: Duration::from_secs(7 * 24 * 3600),
             limits: Limits::default(),
@@ -186,6 +183,7 @@ struct Shared {
     artifacts: ArtifactStore,
     clock: Clock,
     epoch: Epoch,
+    lease: Duration,
     gate: Gate,
     enrolments: std::sync::Mutex<Rate>,
     revoked: Arc<Revoked>,
@@ -240,7 +238,8 @@ pub async fn start(
     artifacts: ArtifactStore,
     clock: Clock,
 ) -> Result<Fleet, FleetError> {
-    let (epoch, revoked) = engine.look(|core: &Core| (core.epoch(), Revoked::of(core))).await?;
+    let look = |core: &Core| (core.epoch(), core.config().lease, Revoked::of(core));
+    let (epoch, lease, revoked) = engine.look(look).await?;
     let limits = settings.limits;
     let handshakes = Rate::new(limits.handshakes_per_second, Duration::from_secs(2));
     let shared = Arc::new(Shared {
@@ -258,6 +257,7 @@ pub async fn start(
         artifacts,
         clock,
         epoch,
+        lease,
     });
     let (acceptor, address) = Acceptor::open(shared.clone())?;
     let keeper = tokio::spawn(log_keeper::run(shared.clone()));

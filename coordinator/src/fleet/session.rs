@@ -94,7 +94,7 @@ impl From<CloseReason> for Parting {
                 Self::closed(CloseCode::Superseded, "the agent has a newer connection")
             }
             CloseReason::Unknown => {
-                Self::closed(CloseCode::Revoked, "no such agent is enrolled here; enrol it anew")
+                Self::closed(CloseCode::CertificateRequired, "no such agent is enrolled here; enrol it anew")
             }
         }
     }
@@ -205,9 +205,13 @@ impl Session {
                 Ok(())
             }
             Some(ended) = self.workers.join_next() => {
-                if ended.is_err_and(|error| error.is_panic()) {
-                    // It was reported when it happened. What it would have said is missing now.
-                    return Err(Parting::closed(CloseCode::Unavailable, "a stream failed; connect again"));
+                let mut next = Some(ended);
+                while let Some(ended) = next {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        // It was reported when it happened. What it would have said is missing now.
+                        return Err(Parting::closed(CloseCode::Unavailable, "a stream failed; connect again"));
+                    }
+                    next = self.workers.try_join_next();
                 }
                 Ok(())
             }

@@ -90,7 +90,7 @@ pub(super) async fn greet(
         minor: spoken(hello.minor),
         agent,
         name,
-        lease: shared.settings.lease,
+        lease: shared.lease,
         heartbeat: shared.settings.heartbeat,
         attempts,
     }))?;

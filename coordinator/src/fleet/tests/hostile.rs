@@ -274,3 +274,24 @@ async fn an_agent_that_takes_nothing_of_what_it_is_sent_is_closed() {
     assert_eq!(link.closed().await.0, CloseCode::TimedOut);
     stage.goes_on().await;
 }
+
+#[tokio::test]
+async fn streams_that_never_say_what_they_are_are_stopped() {
+    let mut settings = settings();
+    settings.limits.greeting = Duration::from_secs(3);
+    let stage = Stage::set_with(settings).await;
+    let mut link = stage.villain.connect(1).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let mut stream = link.connection.open_uni().await.unwrap();
+        stream.write_all(&[200, 0]).await.unwrap();
+        streams.push(stream);
+    }
+    for mut stream in streams {
+        let code = stream.stopped().await.unwrap().unwrap();
+        assert_eq!(CloseCode::from_wire(code.into_inner()), Some(CloseCode::TimedOut));
+    }
+    link.say(&FromAgent::Ping(Ping { sent: Timestamp::default(), offset: None })).await;
+    link.until(|message| matches!(message, ToAgent::Pong { .. }).then_some(())).await;
+    stage.goes_on().await;
+}
