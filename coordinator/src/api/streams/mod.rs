@@ -31,3 +31,6 @@ pub(super) fn pages() -> OpenApiRouter<Api> {
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(stream::stream))
 }
+
+#[cfg(test)]
+mod tests;

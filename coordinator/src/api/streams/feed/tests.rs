@@ -301,6 +301,6 @@ fn the_end_of_an_attempt_that_was_given_up_waits_for_its_log_but_holds_up_nobody
     let in_time =
         [Event::Start(0), Event::GiveUp(0), Event::Append(0, 1), Event::Seal(0), Event::Last, Event::Close];
     let items: Vec<_> =
-        read(&in_time, 0, Place::default(), &quiet).into_iter().map(|(item, ..)| item).collect();
+        read(&in_time, 0, Place::default(), &[0]).into_iter().map(|(item, ..)| item).collect();
     assert_eq!(items, [Item::Change(0), entry(0, 0), Item::Change(1), Item::Change(2)]);
 }

@@ -1,0 +1,5 @@
+//! The streams over HTTP, on a real engine, store and log store, and an agent played by the test.
+
+mod client;
+mod stage;
+mod stream;
