@@ -1,5 +1,6 @@
 //! The coordinator of packrun. Its rooms are listed in README.md, "The house".
 
+pub mod api;
 pub mod artifacts;
 pub mod core;
 pub mod engine;

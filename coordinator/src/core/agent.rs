@@ -1,7 +1,8 @@
 //! What is asked for agents: enrol, drain, resume, revoke.
 
-use packrun_protocol::id::AgentId;
-use packrun_protocol::name::{Labels, Name};
+use packrun_protocol::id::{AgentId, Digest, TokenId};
+use packrun_protocol::limit;
+use packrun_protocol::name::Name;
 
 use super::Core;
 use super::change::{AgentRow, AgentState, Change};
@@ -10,15 +11,43 @@ use super::outcome::{CloseReason, Effect, Refusal, Reply};
 use super::state::Agent;
 
 impl Core {
-    /// Enrols an agent; one that is known stays as it is.
-    pub(super) fn enrol(&mut self, id: AgentId, name: Name, granted: Labels) -> Reply {
+    /// Enrols an agent whose token allows it; one that is known stays as it is. Of two agents of one name, the
+    /// later gets a number behind it: a name alone says which agent is meant.
+    pub(super) fn enrol(
+        &mut self,
+        token: TokenId,
+        secret: Digest,
+        id: AgentId,
+        name: Name,
+    ) -> Result<Reply, Refusal> {
+        if self.agents.contains_key(&id) {
+            return Err(Refusal::NotInvited);
+        }
+        let (granted, given) = self.use_join_token(token, secret, id)?;
+        let name = self.take_name(given.unwrap_or(name));
         let (state, enrolled_at) = (AgentState::Active, self.now);
-        self.agents.entry(id).or_insert_with(|| {
-            let row = AgentRow { id, name, granted, capacity: None, state, enrolled_at };
-            self.out.changes.push(Change::Agent(row.clone()));
-            Agent::new(row)
-        });
-        Reply::Done
+        let row = AgentRow { id, name: name.clone(), granted, capacity: None, state, enrolled_at };
+        self.out.changes.push(Change::Agent(row.clone()));
+        self.agents.insert(id, Agent::new(row));
+        Ok(Reply::Enrolled { name })
+    }
+
+    /// `wanted`, or the first of `wanted-2`, `wanted-3` … that no agent has, and takes it.
+    fn take_name(&mut self, wanted: Name) -> Name {
+        let mut number = self.names.get(&wanted).copied().unwrap_or(0);
+        let mut name = wanted.clone();
+        while self.names.contains_key(&name) {
+            number += 1;
+            let suffix = format!("-{}", number + 1);
+            let room = limit::NAME_BYTES_MAX - suffix.len();
+            let stem = wanted.as_str().get(..room).unwrap_or(wanted.as_str());
+            // A stem of a name and a number make a name.
+            let Ok(numbered) = format!("{}{suffix}", stem.trim_end_matches('-')).parse() else { break };
+            name = numbered;
+        }
+        self.names.insert(wanted, number);
+        self.names.entry(name.clone()).or_insert(0);
+        name
     }
 
     pub(super) fn set_draining(&mut self, id: AgentId, draining: bool) -> Result<Reply, Refusal> {
@@ -50,6 +79,7 @@ impl Core {
         if std::mem::replace(&mut agent.row.state, AgentState::Revoked) == AgentState::Revoked {
             return Ok(Reply::Done);
         }
+        self.names.remove(&agent.row.name);
         self.out.changes.push(Change::Agent(agent.row.clone()));
         if let Some(session) = agent.session.take() {
             let why = CloseReason::Revoked;

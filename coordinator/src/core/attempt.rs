@@ -10,6 +10,7 @@ use std::time::Duration;
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber};
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason, Verdict};
+use packrun_protocol::time::Timestamp;
 
 use super::Core;
 use super::change::{ArtifactRow, Change, FeedEntry};
@@ -71,6 +72,13 @@ impl Core {
         let current = job_run.number == Some(attempt.number)
             && job_run.attempt.as_ref().is_some_and(|attempt| attempt.agent == agent);
         current.then_some(place)
+    }
+
+    /// When the current attempt was assigned.
+    pub(super) fn assigned_at(&self, place: Place) -> Timestamp {
+        let job_run = self.runs.get(&place.run).and_then(|run| run.job_runs.get(place.index as usize));
+        let attempt = job_run.and_then(|job_run| job_run.attempt.as_ref());
+        attempt.map_or(self.now, |attempt| attempt.assigned_at)
     }
 
     /// Notes that the current attempt's process runs. Said twice, it is noted once.

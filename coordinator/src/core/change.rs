@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Digest, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::{JobKey, Labels, Name};
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason};
 use packrun_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Artifact, Capacity, Idempotency};
+use super::event::{Artifact, Capacity, Idempotency, LogIndex};
 use super::plan::Plan;
 
 /// A row to write; the comment on each names its key.
@@ -26,12 +26,27 @@ pub enum Change {
     Feed(FeedRow),
     /// By job run; also by pack run and index.
     JobRun(JobRunRow),
+    /// By attempt. Until it is written, the attempt's log counts as open.
+    Log(LogRow),
     /// By pack name and version.
     PackVersion(PackVersionRow),
     /// By pack run; also by idempotency key. Written once.
     PackRun(Arc<PackRunRow>),
     /// By pack run.
     Progress(ProgressRow),
+    /// By token.
+    Token(TokenRow),
+}
+
+/// What a pack file is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Format {
+    /// JSON, RFC 8259.
+    Json,
+    /// TOML 1.1.
+    Toml,
+    /// YAML 1.2 without anchors, tags, directives and further documents.
+    Yaml,
 }
 
 /// An immutable pack version.
@@ -45,6 +60,8 @@ pub struct PackVersionRow {
     pub digest: Digest,
     /// The file as it came.
     pub source: Arc<[u8]>,
+    /// What that is written in.
+    pub format: Format,
     /// The checked pack as canonical JSON.
     pub canonical: Arc<[u8]>,
     /// When it was registered.
@@ -131,6 +148,74 @@ pub struct AttemptRow {
     pub outcome: Option<Outcome>,
     /// What the coordinator says of it.
     pub reason: Option<Reason>,
+}
+
+/// Where the log of an attempt lies that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRow {
+    /// The attempt's pack run.
+    pub pack_run: PackRunId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Where its log lies.
+    pub log: LogIndex,
+}
+
+/// What a token lets its bearer do. Of the secret itself only the sha256 is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// Its id.
+    pub id: TokenId,
+    /// The sha256 of its secret.
+    pub secret: Digest,
+    /// What it lets its bearer do.
+    pub grant: Grant,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ceases to hold.
+    pub expires_at: Option<Timestamp>,
+    /// How it ended before that.
+    pub end: Option<TokenEnd>,
+}
+
+/// What a token lets its bearer do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grant {
+    /// Join as an agent, once.
+    Join {
+        /// Labels of the agent; they win over those that it names itself.
+        labels: Labels,
+        /// Its name, unless it may choose.
+        name: Option<Name>,
+    },
+    /// Use the API.
+    Api(Role),
+}
+
+/// What somebody may do by the API; each may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Read.
+    Viewer,
+    /// Register packs, start, cancel and retry.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+/// How a token ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenEnd {
+    /// Somebody revoked it.
+    Revoked(Timestamp),
+    /// An agent joined with it.
+    Used {
+        /// Which.
+        agent: AgentId,
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// A file kept from an attempt.

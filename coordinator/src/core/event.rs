@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use packrun_protocol::control::HeldAttempt;
-use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::Outcome;
 use packrun_protocol::stream::Content;
 use serde::{Deserialize, Serialize};
 
+use super::change::{Format, Grant};
 use super::plan::Plan;
 
 /// Names a waiting asker to the shell.
@@ -54,16 +56,38 @@ pub enum Command {
     CancelRun(PackRunId),
     /// Start a pack run.
     CreateRun(Box<NewRun>),
+    /// Let whoever bears a secret do something.
+    CreateToken {
+        /// The token's id.
+        id: TokenId,
+        /// The sha256 of its secret, which nobody keeps.
+        secret: Digest,
+        /// What it lets its bearer do.
+        grant: Grant,
+        /// How long it holds; a token without is revoked some day.
+        ttl: Option<Duration>,
+    },
     /// Assign nothing more to an agent.
     DrainAgent(AgentId),
-    /// An agent got its identity.
+    /// Give an identity to the bearer of a join token, which is used up by it.
     EnrolAgent {
-        /// Its id.
+        /// The join token.
+        token: TokenId,
+        /// The sha256 of the secret that was shown.
+        secret: Digest,
+        /// The new agent's id.
         agent: AgentId,
-        /// What it is called.
+        /// What it wants to be called. A name that the token has goes before it.
         name: Name,
-        /// Labels its join token gave it; they win over those that it names itself.
-        labels: Labels,
+    },
+    /// Keep where the log of an attempt lies that ended without its agent.
+    KeepLog {
+        /// The attempt's pack run.
+        pack_run: PackRunId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Where its log lies.
+        log: LogIndex,
     },
     /// Add a pack version, unless it is the newest one's content again.
     RegisterPack {
@@ -73,6 +97,8 @@ pub enum Command {
         digest: Digest,
         /// The file as it came.
         source: Arc<[u8]>,
+        /// What that is written in.
+        format: Format,
         /// The checked pack as canonical JSON.
         canonical: Arc<[u8]>,
     },
@@ -80,6 +106,8 @@ pub enum Command {
     ResumeAgent(AgentId),
     /// End an agent's session, and take away what it holds, for good.
     RevokeAgent(AgentId),
+    /// Let nobody do anything with a token any more.
+    RevokeToken(TokenId),
 }
 
 /// A pack run to start. The shell has looked for the idempotency key in the store before.
@@ -160,13 +188,22 @@ pub enum Report {
         attempt: AttemptId,
         /// How it ended.
         outcome: Outcome,
+        /// Where its log lies.
+        log: LogIndex,
     },
-    /// An attempt's process runs.
+    /// An attempt's process runs. Who has a ticket is told when that is recorded, or that the attempt is no longer
+    /// the agent's: what comes after it, such as the first line of the log, is then seen after it.
     Started {
+        /// Who waits, if anybody does.
+        ticket: Option<Ticket>,
         /// Which one.
         attempt: AttemptId,
     },
 }
+
+/// Where the log of an attempt lies, as the room of logs writes it down; empty for an empty log.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogIndex(pub Arc<[u8]>);
 
 /// A file kept from an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -31,7 +31,9 @@ impl Core {
         for held in held {
             let place = self.held_place(id, held.attempt);
             let standing = match (place, held.phase) {
-                (Some(_), _) => Standing::GoOn,
+                (Some(place), _) => {
+                    Standing::GoOn { pack_run: place.run, assigned_at: self.assigned_at(place) }
+                }
                 (None, HeldPhase::Ended) => Standing::Settled,
                 (None, HeldPhase::Assigned | HeldPhase::Running(_)) => Standing::Fenced,
             };

@@ -28,7 +28,8 @@ mod run;
 mod schedule;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod token;
 mod view;
 
 use std::collections::BTreeMap;
@@ -36,12 +37,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::control::Assignment;
-use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
 use packrun_protocol::time::Timestamp;
 
-use self::change::{Change, FeedEntry};
+use self::change::{Change, FeedEntry, LogRow, TokenRow};
 use self::deadline::{Deadline, Deadlines};
 use self::event::{Command, Event, Idempotency, Report, SessionId};
 use self::job::Input;
@@ -49,6 +50,7 @@ use self::outcome::{Effect, Refusal, Reply, Step};
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};
+pub use self::token::TOKENS_MAX;
 pub use self::view::{AgentView, Gauges};
 
 /// How long an idempotency key outlives its pack run here: longer than any commit that doesn't fail.
@@ -90,6 +92,10 @@ pub struct Core {
     /// Where every job run of a live pack run lies.
     places: BTreeMap<JobRunId, Place>,
     agents: BTreeMap<AgentId, Agent>,
+    /// The names of the agents that were not revoked, and how many others were made of each.
+    names: BTreeMap<Name, u64>,
+    /// The tokens that have not ended, expired ones perhaps among them.
+    tokens: BTreeMap<TokenId, TokenRow>,
     keys: BTreeMap<Arc<str>, (PackRunId, Idempotency)>,
     /// The keys of pack runs that have ended, until they are forgotten.
     ended_keys: BTreeMap<PackRunId, Arc<str>>,
@@ -113,6 +119,8 @@ impl Core {
             quarantined: BTreeMap::new(),
             places: BTreeMap::new(),
             agents: BTreeMap::new(),
+            names: BTreeMap::new(),
+            tokens: BTreeMap::new(),
             keys: BTreeMap::new(),
             ended_keys: BTreeMap::new(),
             schedule: Schedule::default(),
@@ -160,13 +168,19 @@ impl Core {
             Command::CancelJobRun(id) => self.cancel_job_run(id),
             Command::CancelRun(id) => self.cancel_run(id),
             Command::CreateRun(new) => self.create_run(*new),
+            Command::CreateToken { id, secret, grant, ttl } => self.create_token(id, secret, grant, ttl),
             Command::DrainAgent(id) => self.set_draining(id, true),
-            Command::EnrolAgent { agent, name, labels } => Ok(self.enrol(agent, name, labels)),
-            Command::RegisterPack { name, digest, source, canonical } => {
-                Ok(self.register_pack(name, digest, source, canonical))
+            Command::EnrolAgent { token, secret, agent, name } => self.enrol(token, secret, agent, name),
+            Command::KeepLog { pack_run, attempt, log } => {
+                self.out.changes.push(Change::Log(LogRow { pack_run, attempt, log }));
+                Ok(Reply::Done)
+            }
+            Command::RegisterPack { name, digest, source, format, canonical } => {
+                Ok(self.register_pack(name, digest, source, format, canonical))
             }
             Command::ResumeAgent(id) => self.set_draining(id, false),
             Command::RevokeAgent(id) => self.revoke(id),
+            Command::RevokeToken(id) => self.revoke_token(id),
         }
     }
 
@@ -182,19 +196,28 @@ impl Core {
                 };
                 self.out.effects.push(Effect::Reply { ticket, reply });
             }
+            Report::Started { ticket, attempt } => {
+                let place = self.held_place(id, attempt).filter(|_| live);
+                if let Some(place) = place {
+                    self.start(place);
+                } else if live {
+                    self.out.effects.push(Effect::Fence { agent: id, session, attempt });
+                }
+                if let Some(ticket) = ticket {
+                    let reply = place.map(|_| Reply::Done).ok_or(Refusal::Fenced(attempt));
+                    self.out.effects.push(Effect::Reply { ticket, reply });
+                }
+            }
             _ if !live => {}
             Report::Disconnected => self.disconnect(id),
             Report::Draining(draining) => self.set_declining(id, draining),
-            Report::Ended { attempt, outcome } => {
+            Report::Ended { attempt, outcome, log } => {
                 if let Some(place) = self.held_place(id, attempt) {
+                    self.out.changes.push(Change::Log(LogRow { pack_run: place.run, attempt, log }));
                     self.record_outcome(place, outcome);
                 }
                 self.out.effects.push(Effect::Settled { agent: id, session, attempt });
             }
-            Report::Started { attempt } => match self.held_place(id, attempt) {
-                Some(place) => self.start(place),
-                None => self.out.effects.push(Effect::Fence { agent: id, session, attempt }),
-            },
         }
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use packrun_protocol::control::Assignment;
-use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
+use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
 use super::change::Change;
@@ -103,7 +104,12 @@ pub enum Effect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It is the agent's: start it, let it run, or report its end.
-    GoOn,
+    GoOn {
+        /// The attempt's pack run.
+        pack_run: PackRunId,
+        /// When it was assigned.
+        assigned_at: Timestamp,
+    },
     /// It is not, or no longer: stop it and forget it.
     Fenced,
     /// It has ended, and nobody waits for that: forget it.
@@ -128,6 +134,11 @@ pub enum CloseReason {
 pub enum Reply {
     /// Done, or already so.
     Done,
+    /// The agent is enrolled.
+    Enrolled {
+        /// What it is called.
+        name: Name,
+    },
     /// The pack version.
     Registered {
         /// Its number.
@@ -162,6 +173,12 @@ pub enum Refusal {
     /// No such pack version.
     #[error("pack `{0}` has no version {1}; register it first")]
     NoPack(Name, u32),
+    /// No such token, or it has ended.
+    #[error("token {0} is unknown or has ended; `packrun tokens list` names them")]
+    NoToken(TokenId),
+    /// A join token that is unknown, used, revoked, expired or shown with a wrong secret: which, is not said.
+    #[error("the join token does not hold (any more); ask for a new one by `packrun agents invite`")]
+    NotInvited,
     /// No such live pack run.
     #[error("pack run {0} is unknown or has ended")]
     NotLive(PackRunId),
@@ -171,4 +188,7 @@ pub enum Refusal {
     /// The agent was revoked.
     #[error("agent {0} was revoked; enrol it anew")]
     Revoked(AgentId),
+    /// There are as many tokens as there may be.
+    #[error("there are {max} tokens that hold; revoke some", max = super::TOKENS_MAX)]
+    TooManyTokens,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use packrun_protocol::id::Digest;
 use packrun_protocol::name::Name;
 
-use super::change::{Change, PackVersionRow};
+use super::change::{Change, Format, PackVersionRow};
 use super::outcome::Reply;
 use super::{Core, PackHead};
 
@@ -16,6 +16,7 @@ impl Core {
         name: Name,
         digest: Digest,
         source: Arc<[u8]>,
+        format: Format,
         canonical: Arc<[u8]>,
     ) -> Reply {
         let version = match self.packs.get(&name) {
@@ -27,7 +28,7 @@ impl Core {
         };
         self.packs.insert(name.clone(), PackHead { version, digest });
         let registered_at = self.now;
-        let row = PackVersionRow { name, version, digest, source, canonical, registered_at };
+        let row = PackVersionRow { name, version, digest, source, format, canonical, registered_at };
         self.out.changes.push(Change::PackVersion(row));
         Reply::Registered { version, created: true }
     }

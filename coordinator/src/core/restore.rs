@@ -11,7 +11,9 @@ use packrun_protocol::state::{AttemptState, JobRunState};
 use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
-use super::change::{AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
+use super::change::{
+    AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow, TokenRow,
+};
 use super::deadline::Deadline;
 use super::plan::BACKOFF_MAX;
 use super::state::{Agent, Attempt, PackRun, Place};
@@ -26,6 +28,8 @@ pub struct Rows {
     pub agents: Vec<AgentRow>,
     /// Every pack run that has not ended.
     pub runs: Vec<LiveRun>,
+    /// All tokens that have not ended, at least.
+    pub tokens: Vec<TokenRow>,
 }
 
 /// A pack run that has not ended.
@@ -84,9 +88,14 @@ impl Core {
     pub fn restore(config: Config, epoch: Epoch, now: Timestamp, rows: Rows) -> (Self, Vec<Quarantined>) {
         let mut core = Self::new(config, epoch, now);
         core.packs = rows.packs;
+        let held = rows.tokens.into_iter().filter(|token| token.end.is_none() && !token.is_expired(now));
+        core.tokens = held.map(|token| (token.id, token)).collect();
         for row in rows.agents {
             if let Some(capacity) = row.capacity.clone().filter(|_| row.state != AgentState::Revoked) {
                 core.schedule.set_capacity(row.id, capacity);
+            }
+            if row.state != AgentState::Revoked {
+                core.names.insert(row.name.clone(), 0);
             }
             core.agents.insert(row.id, Agent::new(row));
         }

@@ -1,11 +1,11 @@
 //! What people and metrics ask of the core. The scheduler never does, so this may look at everything.
 
-use packrun_protocol::id::JobRunId;
+use packrun_protocol::id::{AgentId, JobRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::state::{JobRunState, Reason};
 
 use super::Core;
-use super::change::AgentRow;
+use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
 use super::schedule::{Host, Schedule};
 
@@ -44,6 +44,12 @@ impl Core {
             declines: agent.declines,
             held: agent.held.len(),
         })
+    }
+
+    /// Whether an agent gets work; `None` when it was never enrolled.
+    #[must_use]
+    pub fn agent_state(&self, id: AgentId) -> Option<AgentState> {
+        self.agents.get(&id).map(|agent| agent.row.state)
     }
 
     /// How much there is. Costs a look at each agent and each queue.

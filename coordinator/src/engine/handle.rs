@@ -46,6 +46,12 @@ pub(super) enum Request {
         session: SessionId,
         report: Report,
     },
+    Started {
+        agent: AgentId,
+        session: SessionId,
+        attempt: AttemptId,
+        reply: ReplySender,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -194,6 +200,16 @@ impl Session {
     /// When the engine takes no requests.
     pub async fn report(&self, report: Report) -> Result<(), EngineError> {
         self.engine.send(Request::Report { agent: self.agent, session: self.id, report }).await
+    }
+
+    /// Records that an attempt's process runs, as everything that an attempt leaves implies. When this returns `Ok`,
+    /// that is on the disk, and whoever follows the engine has been told.
+    ///
+    /// # Errors
+    /// When the attempt is not the agent's, or the engine takes no requests.
+    pub async fn record_start(&self, attempt: AttemptId) -> Result<Reply, EngineError> {
+        let (agent, session) = (self.agent, self.id);
+        self.engine.ask(|reply| Request::Started { agent, session, attempt, reply }).await
     }
 
     /// Records an artifact of an attempt that the agent holds. When this returns `Ok`, that is on the disk.

@@ -182,6 +182,10 @@ impl Engine {
                 self.report(agent, session, report);
             }
             Request::Look(look) => look(&self.core),
+            Request::Started { agent, session, attempt, reply } => {
+                let ticket = Some(self.ticket(reply));
+                self.report(agent, session, Report::Started { ticket, attempt });
+            }
             Request::Stop(stopped) => stopping.push(stopped),
         }
     }

@@ -9,9 +9,11 @@ use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::PackRunState;
 
 use super::*;
+use crate::core::change::Format;
 use crate::core::event::{Arrival, Capacity, Command, NewRun};
 use crate::core::outcome::{CloseReason, Refusal, Reply};
 use crate::core::plan::{Plan, PlannedJob, PlannedRun, Retry, When};
+use crate::core::tests::make::enrolment;
 use crate::core::{Config, Core};
 use crate::store::RunFilter;
 
@@ -35,7 +37,13 @@ fn name(text: &str) -> Name {
 fn register(content: &str) -> Command {
     let bytes: Arc<[u8]> = content.as_bytes().into();
     let digest = Digest::of(&bytes);
-    Command::RegisterPack { name: name("pack"), digest, source: bytes.clone(), canonical: bytes }
+    Command::RegisterPack {
+        name: name("pack"),
+        digest,
+        source: bytes.clone(),
+        format: Format::Json,
+        canonical: bytes,
+    }
 }
 
 fn create(width: usize) -> (PackRunId, Command) {
@@ -77,8 +85,9 @@ fn create(width: usize) -> (PackRunId, Command) {
 
 async fn enrol(engine: &Handle) -> AgentId {
     let agent = AgentId::generate();
-    let command = Command::EnrolAgent { agent, name: name("builder"), labels: Labels::default() };
-    assert_eq!(engine.command(command).await, Ok(Reply::Done));
+    let [create, enrol] = enrolment(agent, name("builder"));
+    assert_eq!(engine.command(create).await, Ok(Reply::Done));
+    assert_eq!(engine.command(enrol).await, Ok(Reply::Enrolled { name: name("builder") }));
     agent
 }
 
@@ -159,7 +168,7 @@ async fn a_dispatch_leaves_only_when_it_is_committed() {
         assert!(reader.attempt(assignment.attempt).unwrap().is_some());
     }
     assert_eq!(reader.progress(id).unwrap().unwrap().state, PackRunState::Running);
-    session.report(Report::Started { attempt: assignments[0].attempt }).await.unwrap();
+    session.report(Report::Started { ticket: None, attempt: assignments[0].attempt }).await.unwrap();
     assert!(engine.look(Core::next_deadline).await.unwrap().is_none(), "nobody is away");
 
     drop(messages);

@@ -35,6 +35,7 @@ pub use self::expand::PlanError;
 pub use self::model::{Pack, Param};
 pub use self::problem::{InvalidPack, Kind, Problem};
 use self::problem::{Place, Problems};
+pub use crate::core::change::Format;
 
 /// Largest pack file, in bytes.
 pub const FILE_BYTES_MAX: usize = 8 << 20;
@@ -47,17 +48,6 @@ pub const PLAN_BYTES_MAX: usize = 64 << 20;
 
 /// The JSON Schema of a pack file, for editors. It can't say all that [`check`](fn@check) finds.
 pub const JSON_SCHEMA: &str = include_str!("schema.json");
-
-/// What a pack file is written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// JSON, RFC 8259.
-    Json,
-    /// TOML 1.1.
-    Toml,
-    /// YAML 1.2 without anchors, tags, directives and further documents.
-    Yaml,
-}
 
 impl Format {
     /// The format of a file with this name, by its extension.

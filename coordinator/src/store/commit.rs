@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::record::{RunInfo, VersionInfo, decode, encode};
 use super::tables::{
-    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, META, META_EPOCH,
-    META_SCHEMA, META_SEQ, PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES,
-    VERSIONS, attempt_key, state_key,
+    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS, META,
+    META_EPOCH, META_SCHEMA, META_SEQ, OPEN_LOGS, PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK,
+    RUNS_BY_STATE, SOURCES, TOKENS, VERSIONS, attempt_key, state_key,
 };
 use super::{CommitError, Lease, SCHEMA, Store, StoreError};
 use crate::core::change::{
-    AgentRow, ArtifactRow, AttemptRow, Change, FeedRow, JobRunRow, PackRunRow, PackVersionRow, ProgressRow,
+    AgentRow, ArtifactRow, AttemptRow, Change, FeedRow, JobRunRow, LogRow, PackRunRow, PackVersionRow,
+    ProgressRow, TokenRow,
 };
 
 /// Proof that a batch is on the disk.
@@ -41,9 +42,11 @@ pub struct Batch {
     attempts: BTreeMap<AttemptId, AttemptRow>,
     feed: BTreeMap<(PackRunId, u64), FeedRow>,
     job_runs: BTreeMap<JobRunId, JobRunRow>,
+    logs: BTreeMap<AttemptId, LogRow>,
     versions: BTreeMap<(Name, u32), PackVersionRow>,
     runs: BTreeMap<PackRunId, Arc<PackRunRow>>,
     progress: BTreeMap<PackRunId, ProgressRow>,
+    tokens: BTreeMap<TokenId, TokenRow>,
 }
 
 impl Batch {
@@ -57,9 +60,11 @@ impl Batch {
             Change::Attempt(row) => drop(self.attempts.insert(row.id, row)),
             Change::Feed(row) => drop(self.feed.insert((row.pack_run, row.number), row)),
             Change::JobRun(row) => drop(self.job_runs.insert(row.id, row)),
+            Change::Log(row) => drop(self.logs.insert(row.attempt, row)),
             Change::PackVersion(row) => drop(self.versions.insert((row.name.clone(), row.version), row)),
             Change::PackRun(row) => drop(self.runs.insert(row.id, row)),
             Change::Progress(row) => drop(self.progress.insert(row.pack_run, row)),
+            Change::Token(row) => drop(self.tokens.insert(row.id, row)),
         }
     }
 
@@ -71,9 +76,11 @@ impl Batch {
             && self.attempts.is_empty()
             && self.feed.is_empty()
             && self.job_runs.is_empty()
+            && self.logs.is_empty()
             && self.versions.is_empty()
             && self.runs.is_empty()
             && self.progress.is_empty()
+            && self.tokens.is_empty()
     }
 
     /// Opens only the tables of rows that there are: most batches are of a few kinds.
@@ -93,8 +100,14 @@ impl Batch {
         if !self.attempts.is_empty() {
             self.write_attempts(write)?;
         }
+        if !self.logs.is_empty() {
+            self.write_logs(write)?;
+        }
         if !self.artifacts.is_empty() {
             self.write_artifacts(write)?;
+        }
+        if !self.tokens.is_empty() {
+            self.write_tokens(write)?;
         }
         if !self.agents.is_empty() {
             self.write_agents(write)?;
@@ -128,7 +141,8 @@ impl Batch {
         let mut canonicals = open(write.open_table(CANONICALS))?;
         for row in self.versions.values() {
             let key = (row.name.as_str(), row.version);
-            let info = VersionInfo { digest: row.digest, registered_at: row.registered_at };
+            let info =
+                VersionInfo { digest: row.digest, format: row.format, registered_at: row.registered_at };
             put(packs.insert(row.name.as_str(), row.version))?;
             put(versions.insert(key, &*encode(&info)?))?;
             put(sources.insert(key, &*row.source))?;
@@ -207,8 +221,35 @@ impl Batch {
 
     fn write_attempts(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         let mut attempts = open(write.open_table(ATTEMPTS))?;
+        let mut open_logs = open(write.open_table(OPEN_LOGS))?;
         for row in self.attempts.values() {
-            put(attempts.insert(attempt_key(row.id), &*encode(row)?))?;
+            let (job_run, number) = attempt_key(row.id);
+            let old = attempts.insert((job_run, number), &*encode(row)?);
+            if old.map_err(StoreError::engine("write"))?.is_none() {
+                put(open_logs.insert((row.pack_run.to_bytes(), job_run, number), ()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After [`Batch::write_attempts`], which opens the logs of new ones.
+    fn write_logs(&self, write: &WriteTransaction) -> Result<(), StoreError> {
+        let mut logs = open(write.open_table(LOGS))?;
+        let mut open_logs = open(write.open_table(OPEN_LOGS))?;
+        for row in self.logs.values() {
+            let (job_run, number) = attempt_key(row.attempt);
+            if !row.log.0.is_empty() {
+                put(logs.insert((job_run, number), &*row.log.0))?;
+            }
+            put(open_logs.remove((row.pack_run.to_bytes(), job_run, number)))?;
+        }
+        Ok(())
+    }
+
+    fn write_tokens(&self, write: &WriteTransaction) -> Result<(), StoreError> {
+        let mut tokens = open(write.open_table(TOKENS))?;
+        for row in self.tokens.values() {
+            put(tokens.insert(row.id.to_bytes(), &*encode(row)?))?;
         }
         Ok(())
     }
@@ -230,7 +271,9 @@ impl Batch {
         all.write_progress(write)?;
         all.write_job_runs(write)?;
         all.write_attempts(write)?;
+        all.write_logs(write)?;
         all.write_artifacts(write)?;
+        all.write_tokens(write)?;
         all.write_agents(write)?;
         all.write_feed(write)
     }

@@ -3,7 +3,7 @@
 
 use std::ops::Bound;
 
-use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId};
+use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::state::PackRunState;
 use redb::{AccessGuard, Key, ReadTransaction, ReadableTable, TableDefinition, Value};
@@ -12,11 +12,12 @@ use serde::de::DeserializeOwned;
 use super::StoreError;
 use super::record::{RunInfo, VersionInfo, decode};
 use super::tables::{
-    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, Id, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, PACKS, PLANS,
-    PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, VERSIONS, attempt_key, attempt_of,
-    state_key,
+    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, Id, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS, OPEN_LOGS,
+    PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, TOKENS, VERSIONS,
+    attempt_key, attempt_of, state_key,
 };
-use crate::core::change::{AgentRow, ArtifactRow, AttemptRow, FeedRow, JobRunRow, ProgressRow};
+use crate::core::change::{AgentRow, ArtifactRow, AttemptRow, FeedRow, JobRunRow, ProgressRow, TokenRow};
+use crate::core::event::LogIndex;
 use crate::core::plan::Plan;
 
 /// The store as it was at one moment.
@@ -45,6 +46,11 @@ pub struct Page<T> {
 
 fn failed<E: Into<redb::Error>>(error: E) -> StoreError {
     StoreError::engine("read")(error)
+}
+
+fn open_log((run, job_run, number): (Id, Id, u32)) -> Result<(PackRunId, AttemptId), StoreError> {
+    let damaged = StoreError::Damaged { table: "open_logs", source: None };
+    Ok((PackRunId::from_bytes(run), attempt_of((job_run, number)).ok_or(damaged)?))
 }
 
 impl Reader {
@@ -203,6 +209,39 @@ impl Reader {
     /// One attempt.
     pub fn attempt(&self, attempt: AttemptId) -> Result<Option<AttemptRow>, StoreError> {
         self.record("attempts", ATTEMPTS, attempt_key(attempt))
+    }
+
+    /// Where the log of an attempt lies; empty when it has none, and while the attempt lives.
+    pub fn log(&self, attempt: AttemptId) -> Result<LogIndex, StoreError> {
+        let found = self.value(LOGS, attempt_key(attempt))?;
+        Ok(found.map_or_else(LogIndex::default, |index| LogIndex(index.value().into())))
+    }
+
+    /// The attempts of a pack run whose logs are open: that live, or that ended without being sealed.
+    pub fn open_logs(&self, run: PackRunId) -> Result<Vec<AttemptId>, StoreError> {
+        let (run, none, all) = (run.to_bytes(), [0; 16], [0xff; 16]);
+        let table = self.read.open_table(OPEN_LOGS).map_err(failed)?;
+        let keys = table.range((run, none, 0)..=(run, all, u32::MAX)).map_err(failed)?;
+        let attempts = keys.map(|key| open_log(key.map_err(failed)?.0.value()));
+        attempts.map(|found| Ok(found?.1)).collect()
+    }
+
+    /// All attempts whose logs are open, with their pack runs.
+    pub fn all_open_logs(&self) -> Result<Vec<(PackRunId, AttemptId)>, StoreError> {
+        let table = self.read.open_table(OPEN_LOGS).map_err(failed)?;
+        table.iter().map_err(failed)?.map(|key| open_log(key.map_err(failed)?.0.value())).collect()
+    }
+
+    /// A token, also one that has ended.
+    pub fn token(&self, id: TokenId) -> Result<Option<TokenRow>, StoreError> {
+        self.record("tokens", TOKENS, id.to_bytes())
+    }
+
+    /// All tokens that were ever made.
+    pub fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        let table = self.read.open_table(TOKENS).map_err(failed)?;
+        let rows = table.iter().map_err(failed)?;
+        rows.map(|row| decode("tokens", row.map_err(failed)?.1.value())).collect()
     }
 
     /// The artifacts of an attempt, by path.

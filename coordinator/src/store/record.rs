@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use crate::core::change::Format;
 use crate::core::event::Idempotency;
 
 const VERSION: u8 = 1;
@@ -40,6 +41,8 @@ pub(super) fn decode<T: DeserializeOwned>(table: &'static str, bytes: &[u8]) -> 
 pub struct VersionInfo {
     /// The sha256 of the canonical form.
     pub digest: Digest,
+    /// What its file is written in.
+    pub format: Format,
     /// When it was registered.
     pub registered_at: Timestamp,
 }

@@ -10,7 +10,7 @@ use crate::core::change::PackRunRow;
 use crate::core::{LiveRun, PackHead, Rows};
 
 pub(super) fn load(reader: &Reader) -> Result<Rows, StoreError> {
-    let mut rows = Rows { agents: reader.agents()?, ..Rows::default() };
+    let mut rows = Rows { agents: reader.agents()?, tokens: reader.tokens()?, ..Rows::default() };
     for (name, version) in reader.pack_heads()? {
         if let Some(info) = reader.version(&name, version)? {
             rows.packs.insert(name, PackHead { version, digest: info.digest });

@@ -58,6 +58,13 @@ pub(super) const ARTIFACTS: TableDefinition<'_, (Id, u32, &str), &[u8]> = TableD
 /// By pack run and number.
 pub(super) const FEED: TableDefinition<'_, (Id, u64), &[u8]> = TableDefinition::new("feed");
 
+/// By attempt: where its log lies, if it has any and the attempt has ended.
+pub(super) const LOGS: TableDefinition<'_, (Id, u32), &[u8]> = TableDefinition::new("logs");
+/// By pack run and attempt: those whose log may still grow, or was not sealed since.
+pub(super) const OPEN_LOGS: TableDefinition<'_, (Id, Id, u32), ()> = TableDefinition::new("open_logs");
+
+/// By token.
+pub(super) const TOKENS: TableDefinition<'_, Id, &[u8]> = TableDefinition::new("tokens");
 /// By agent.
 pub(super) const AGENTS: TableDefinition<'_, Id, &[u8]> = TableDefinition::new("agents");
 

@@ -8,7 +8,7 @@ use packrun_protocol::state::{AttemptState, PackRunState, Verdict};
 
 use super::make::{JobSpec, RUNNING, connected, job_run_id, labels, outcome, slots};
 use super::scene::{attempt, run, run_state, session, states, world};
-use crate::core::event::{Arrival, Capacity, Command, Event, Report, SessionId};
+use crate::core::event::{Arrival, Capacity, Command, Event, LogIndex, Report, SessionId};
 use crate::core::outcome::{CloseReason, Effect, Refusal};
 use crate::core::plan::{BACKOFF_MAX, Retry};
 
@@ -29,7 +29,7 @@ fn a_retry_waits_longer_each_time_and_the_old_attempt_is_fenced() {
     assert!((75..=100).contains(&waits[0]) && (150..=200).contains(&waits[1]), "{waits:?}");
 
     let over = session(&world, agent);
-    let late = world.report(agent, over, Report::Started { attempt: attempt(0, 2) });
+    let late = world.report(agent, over, Report::Started { ticket: None, attempt: attempt(0, 2) });
     assert!(late.changes.is_empty());
     assert!(matches!(late.effects[..], [Effect::Fence { .. }]));
     run(&mut world, agent, attempt(0, 3), Verdict::Failed);
@@ -180,7 +180,7 @@ fn a_newer_session_takes_over_and_the_older_one_is_deaf() {
     let (mut world, agent) = world(&[JobSpec::default()]);
     let old = session(&world, agent);
     world.connect(agent);
-    let step = world.report(agent, old, Report::Started { attempt: attempt(0, 1) });
+    let step = world.report(agent, old, Report::Started { ticket: None, attempt: attempt(0, 1) });
     assert!(step.changes.is_empty() && step.effects.is_empty());
     let step = world.report(agent, old, connected(slots(9), Vec::new()));
     let why = step.effects.iter().find_map(|effect| match effect {
@@ -197,7 +197,11 @@ fn an_end_said_twice_is_recorded_once_and_settled_twice() {
     let (mut world, agent) = world(&[JobSpec::default(), JobSpec::default()]);
     world.start(agent, attempt(0, 1));
     let session = session(&world, agent);
-    let end = || Report::Ended { attempt: attempt(0, 1), outcome: outcome(Verdict::Succeeded, 0) };
+    let end = || Report::Ended {
+        attempt: attempt(0, 1),
+        outcome: outcome(Verdict::Succeeded, 0),
+        log: LogIndex::default(),
+    };
     let settled = |effects: &[Effect]| matches!(effects, [Effect::Settled { .. }]);
     assert!(settled(&world.report(agent, session, end()).effects));
     let again = world.report(agent, session, end());

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::control::{HeldAttempt, HeldPhase};
-use packrun_protocol::id::{AgentId, Digest, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::job::{Action, Definition, Requirement};
 use packrun_protocol::name::{JobKey, Labels, Name};
 use packrun_protocol::state::{ExitStatus, Outcome, Verdict};
 use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::Timestamp;
 
+use crate::core::change::{Format, Grant};
 use crate::core::event::{Arrival, Artifact, Capacity, Command, NewRun, Report};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 
@@ -72,11 +73,20 @@ pub(super) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {
     }
 }
 
+/// A join token, and the enrolment of an agent with it.
+pub(crate) fn enrolment(agent: AgentId, name: Name) -> [Command; 2] {
+    let (id, secret) = (TokenId::from_bytes(agent.to_bytes()), Digest::of(&agent.to_bytes()));
+    let grant = Grant::Join { labels: Labels::default(), name: None };
+    let create = Command::CreateToken { id, secret, grant, ttl: Some(Duration::from_secs(60)) };
+    [create, Command::EnrolAgent { token: id, secret, agent, name }]
+}
+
 pub(super) fn register(pack: &str, content: &[u8]) -> Command {
     Command::RegisterPack {
         name: name(pack),
         digest: Digest::of(content),
         source: content.into(),
+        format: Format::Yaml,
         canonical: content.into(),
     }
 }

@@ -16,7 +16,7 @@ use super::make::{
     self, JobSpec, RUNNING, agent_id, artifact, connected, job_run_id, labels, new_run, outcome, run_id,
 };
 use super::world::World;
-use crate::core::event::{Capacity, Command, Event, Idempotency, Report, SessionId, Ticket};
+use crate::core::event::{Capacity, Command, Event, Idempotency, LogIndex, Report, SessionId, Ticket};
 use crate::core::outcome::{Effect, Refusal, Reply};
 use crate::core::plan::When;
 
@@ -280,10 +280,11 @@ impl Play {
             return;
         }
         let report = match kind % 3 {
-            0 => Report::Started { attempt },
+            0 => Report::Started { ticket: None, attempt },
             1 => {
                 let verdict = VERDICTS[usize::from(kind / 3) % 4];
-                Report::Ended { attempt, outcome: outcome(verdict, u32::from(kind / 64)) }
+                let outcome = outcome(verdict, u32::from(kind / 64));
+                Report::Ended { attempt, outcome, log: LogIndex::default() }
             }
             _ => Report::ArtifactCommitted {
                 ticket: Ticket(u64::MAX),

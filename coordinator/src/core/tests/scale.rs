@@ -9,7 +9,7 @@ use packrun_protocol::state::Verdict;
 use packrun_protocol::time::Timestamp;
 
 use super::make::{self, JobSpec, agent_id, connected, name, new_run, outcome, plan, slots};
-use crate::core::event::{Command, Event, Report, SessionId, Ticket};
+use crate::core::event::{Command, Event, LogIndex, Report, SessionId, Ticket};
 use crate::core::outcome::Effect;
 use crate::core::schedule::IDLE_CLASSES_MAX;
 use crate::core::{Config, Core};
@@ -27,8 +27,7 @@ impl Fleet {
         let mut command = |command| drop(core.apply(Timestamp::default(), order(command)));
         command(make::register("pack", b"1"));
         for number in 0..agents {
-            let (agent, labels) = (agent_id(number), packrun_protocol::name::Labels::default());
-            command(Command::EnrolAgent { agent, name: name("a"), labels });
+            make::enrolment(agent_id(number), name("a")).into_iter().for_each(&mut command);
         }
         for number in 0..agents {
             let report = connected(slots(2), Vec::new());
@@ -51,7 +50,7 @@ impl Fleet {
             let Effect::Dispatch { agent, session, assignments } = effect else { continue };
             for assignment in assignments {
                 let (attempt, outcome) = (assignment.attempt, outcome(Verdict::Succeeded, 0));
-                let report = Report::Ended { attempt, outcome };
+                let report = Report::Ended { attempt, outcome, log: LogIndex::default() };
                 effects.extend(self.core.apply(now, Event::Report { agent, session, report }).effects);
                 ended += 1;
             }

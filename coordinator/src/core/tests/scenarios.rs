@@ -10,7 +10,7 @@ use super::make::{
 use super::scene::{attempt, run, run_state, session, states, world};
 use super::world::World;
 use crate::core::change::FeedEntry;
-use crate::core::event::{Command, Event, Idempotency, Report, Ticket};
+use crate::core::event::{Command, Event, Idempotency, LogIndex, Report, Ticket};
 use crate::core::outcome::{Refusal, Reply};
 use crate::core::plan::When;
 use crate::core::{Gauges, KEY_MEMORY};
@@ -85,7 +85,7 @@ fn a_success_whose_artifacts_did_not_all_arrive_is_a_failure() {
     world.report(agent, session, file("a"));
     assert!(world.report(agent, session, file("a")).changes.is_empty(), "the same file again is no news");
     let outcome = outcome(Verdict::Succeeded, 2);
-    world.report(agent, session, Report::Ended { attempt: attempt(0, 1), outcome });
+    world.report(agent, session, Report::Ended { attempt: attempt(0, 1), outcome, log: LogIndex::default() });
     let row = &world.live.job_runs[&job_run_id(0)];
     assert_eq!(row.state, JobRunState::Failed);
     assert_eq!(row.reason.as_ref().unwrap().as_str(), "its agent left 2 artifacts, but 1 arrived");

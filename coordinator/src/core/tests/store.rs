@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use packrun_protocol::id::{AgentId, AttemptId, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::JobRunState;
 
 use crate::core::change::{
-    AgentRow, ArtifactRow, AttemptRow, Change, FeedEntry, FeedRow, JobRunRow, PackRunRow, PackVersionRow,
-    ProgressRow,
+    AgentRow, ArtifactRow, AttemptRow, Change, FeedEntry, FeedRow, JobRunRow, LogRow, PackRunRow,
+    PackVersionRow, ProgressRow, TokenRow,
 };
 use crate::core::{LiveRun, PackHead, Rows};
 
@@ -25,6 +25,8 @@ pub(super) struct Store {
     pub(super) artifacts: BTreeMap<(AttemptId, RelativePath), ArtifactRow>,
     pub(super) agents: BTreeMap<AgentId, AgentRow>,
     pub(super) feed: BTreeMap<(PackRunId, u64), FeedRow>,
+    pub(super) logs: BTreeMap<AttemptId, LogRow>,
+    pub(super) tokens: BTreeMap<TokenId, TokenRow>,
 }
 
 impl Store {
@@ -78,6 +80,10 @@ impl Store {
                     assert!(!old.state.is_terminal(), "an end that changed: {old:?} to {row:?}");
                 }
             }
+            Change::Log(row) => {
+                let old = self.logs.insert(row.attempt, row);
+                assert!(old.is_none(), "the log of an attempt kept twice");
+            }
             Change::PackVersion(row) => {
                 let versions = self.packs.keys().filter(|(name, _)| *name == row.name).count();
                 assert_eq!(versions + 1, row.version as usize, "versions are numbered 1, 2 …");
@@ -85,6 +91,11 @@ impl Store {
             }
             Change::PackRun(row) => {
                 assert!(self.runs.insert(row.id, row).is_none(), "a pack run created twice");
+            }
+            Change::Token(row) => {
+                if let Some(old) = self.tokens.insert(row.id, row) {
+                    assert!(old.end.is_none(), "the end of {} changed", old.id);
+                }
             }
             Change::Progress(row) => {
                 if let Some(old) = self.progress.insert(row.pack_run, row.clone()) {
@@ -117,6 +128,7 @@ impl Store {
             packs: self.packs.values().map(|row| (row.name.clone(), head(row))).collect(),
             agents: self.agents.values().cloned().collect(),
             runs: self.live().map(|run| self.live_run(run)).collect(),
+            tokens: self.tokens.values().cloned().collect(),
         }
     }
 

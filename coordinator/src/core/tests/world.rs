@@ -9,12 +9,12 @@ use packrun_protocol::id::{AgentId, AttemptId, Epoch};
 use packrun_protocol::state::{AttemptState, Outcome, Verdict};
 use packrun_protocol::time::Timestamp;
 
-use super::make::{RUNNING, agent_id, artifact, connected, name, outcome};
+use super::make::{RUNNING, agent_id, artifact, connected, enrolment, name, outcome};
 use super::rules;
 use super::store::Store;
 use crate::core::change::{AgentState, Change};
 use crate::core::deadline::Deadline;
-use crate::core::event::{Capacity, Command, Event, Report, SessionId, Ticket};
+use crate::core::event::{Capacity, Command, Event, LogIndex, Report, SessionId, Ticket};
 use crate::core::outcome::{CloseReason, Effect, Refusal, Reply, Standing, Step};
 use crate::core::{Config, Core};
 
@@ -229,7 +229,7 @@ impl World {
                 for (attempt, standing) in standings {
                     match standing {
                         Standing::Fenced | Standing::Settled => drop(model.journal.remove(attempt)),
-                        Standing::GoOn => {}
+                        Standing::GoOn { .. } => {}
                     }
                 }
                 let ended: Vec<_> = model
@@ -238,7 +238,7 @@ impl World {
                     .filter_map(|(attempt, entry)| Some((*attempt, entry.outcome.clone()?)))
                     .collect();
                 for (attempt, outcome) in ended {
-                    self.report(agent, session, Report::Ended { attempt, outcome });
+                    self.report(agent, session, Report::Ended { attempt, outcome, log: LogIndex::default() });
                 }
             }
             Effect::Drain { .. } | Effect::Reply { .. } => {}
@@ -247,8 +247,9 @@ impl World {
 
     pub(super) fn enrol(&mut self, number: u32, capacity: Capacity) -> AgentId {
         let agent = agent_id(number);
-        let labels = packrun_protocol::name::Labels::default();
-        self.command(Command::EnrolAgent { agent, name: name(&format!("a{number}")), labels }).unwrap();
+        for command in enrolment(agent, name(&format!("a{number}"))) {
+            self.command(command).unwrap();
+        }
         self.agents.insert(agent, HonestAgent { capacity, ..HonestAgent::default() });
         agent
     }
@@ -281,7 +282,7 @@ impl World {
         if entry.phase == HeldPhase::Assigned {
             entry.phase = RUNNING;
             if let Some(session) = model.session {
-                self.report(agent, session, Report::Started { attempt });
+                self.report(agent, session, Report::Started { ticket: None, attempt });
             }
         }
     }
@@ -312,7 +313,7 @@ impl World {
             let outcome = outcome(verdict, entry.artifacts);
             entry.outcome = Some(outcome.clone());
             if let Some(session) = model.session {
-                self.report(agent, session, Report::Ended { attempt, outcome });
+                self.report(agent, session, Report::Ended { attempt, outcome, log: LogIndex::default() });
             }
         }
     }

@@ -8,17 +8,19 @@ use std::time::Duration;
 
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Digest, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition, Requirement};
-use packrun_protocol::name::{Labels, Name};
+use packrun_protocol::name::Name;
 use packrun_protocol::state::{ExitStatus, JobRunState, Outcome, PackRunState, Verdict};
 use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::Timestamp;
 
 use super::*;
 use crate::core::change::Change;
+use crate::core::change::Format;
 use crate::core::event::{
-    Arrival, Artifact, Capacity, Command, Event, Idempotency, NewRun, Report, SessionId, Ticket,
+    Arrival, Artifact, Capacity, Command, Event, Idempotency, LogIndex, NewRun, Report, SessionId, Ticket,
 };
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
+use crate::core::tests::make::enrolment;
 use crate::core::{Config, Core};
 
 fn name(text: &str) -> Name {
@@ -68,11 +70,13 @@ impl World {
                 name: name("pack"),
                 digest: Digest::of(content),
                 source: content.into(),
+                format: Format::Yaml,
                 canonical: content.into(),
             });
         }
-        let (agent, labels) = (world.agent, Labels::default());
-        world.command(Command::EnrolAgent { agent, name: name("builder"), labels });
+        for command in enrolment(world.agent, name("builder")) {
+            world.command(command);
+        }
         let capacity = Capacity { slots: 1, ..Capacity::default() };
         world.report(Report::Connected(Arrival { capacity, draining: false, held: Vec::new() }));
         world
@@ -106,7 +110,7 @@ impl World {
 
     fn run_to_the_end(&mut self, job_run: JobRunId, verdict: Verdict) {
         let attempt = AttemptId { job_run, number: AttemptNumber::FIRST };
-        self.report(Report::Started { attempt });
+        self.report(Report::Started { ticket: None, attempt });
         let artifact = Artifact {
             name: None,
             path: "out/app".parse().unwrap(),
@@ -122,7 +126,7 @@ impl World {
             entries: 0,
             artifacts: 1,
         };
-        self.report(Report::Ended { attempt, outcome });
+        self.report(Report::Ended { attempt, outcome, log: LogIndex(b"where it lies"[..].into()) });
     }
 
     async fn commit_all(&mut self, store: &Store, lease: &mut Lease) {
@@ -174,6 +178,15 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     let attempts = reader.attempts(ended[1]).unwrap();
     assert_eq!(attempts.len(), 1);
     assert_eq!(reader.artifacts(attempts[0].id).unwrap()[0].artifact.content.mode.bits(), 0o755);
+    assert_eq!(&*reader.log(attempts[0].id).unwrap().0, b"where it lies");
+    assert_eq!(reader.open_logs(done).unwrap(), [], "a log that is kept is not open");
+    let open = AttemptId { job_run: job_runs[0], number: AttemptNumber::FIRST };
+    assert_eq!(
+        (reader.open_logs(live).unwrap(), reader.log(open).unwrap()),
+        (vec![open], LogIndex::default())
+    );
+    assert_eq!(reader.all_open_logs().unwrap(), [(live, open)]);
+    assert!(reader.tokens().unwrap().iter().all(|token| token.end.is_some()));
     let feed = reader.feed(done, 0, 1000).unwrap();
     assert!(feed.iter().enumerate().all(|(number, row)| row.number == number as u64));
     assert_eq!(reader.feed_next(done).unwrap(), feed.len() as u64);
