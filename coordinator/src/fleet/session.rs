@@ -140,7 +140,11 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
         Err(parting) => parting,
     };
     match parting {
-        Parting::Lost => tracing::info!(%agent, "an agent's connection was lost"),
+        Parting::Lost => {
+            tracing::info!(%agent, "an agent's connection was lost");
+            // Where only its control stream was, the rest is of no use.
+            close(connection, CloseCode::Protocol, "the control stream was lost");
+        }
         Parting::Stopping => close(connection, CloseCode::ShuttingDown, "the coordinator stops"),
         Parting::Closed(code, reason) => {
             if code == CloseCode::Revoked {
