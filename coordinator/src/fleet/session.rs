@@ -131,7 +131,6 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
     };
     let parting = match greeted {
         Ok((mut session, seat)) => {
-            tracing::info!(%agent, address = %connection.remote_address(), "an agent connected");
             let parting = session.run(&seat).await;
             session.part(&parting).await;
             session.workers.shutdown().await;
