@@ -2,27 +2,25 @@
 //! combination of its matrix, each of the last attempt; for a job run that took over an earlier one's success, that
 //! one's.
 
-use std::sync::Arc;
-
 use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId};
 use packrun_protocol::job::InputRule;
+use packrun_protocol::path::{PathError, RelativePath};
 use packrun_protocol::quic::FrameWriter;
 use packrun_protocol::state::Reason;
-use packrun_protocol::stream::{CloseCode, InputAnswer};
+use packrun_protocol::stream::{CloseCode, Content, InputAnswer};
 use thiserror::Error;
-use tokio::sync::mpsc;
 
 use super::artifact_stream::send;
 use super::session::{Ask, AttemptGrant, Streams, TOLD_MAX, within};
 use crate::core::change::JobRunRow;
 use crate::core::plan::{Plan, PlannedRun};
-use crate::engine::{Reader, StoreError};
+use crate::engine::{EngineError, Reader, StoreError};
 
-/// Files that are read and sent together.
+/// Files that are sent together, and after which a page is full.
 const FILES_TOGETHER: usize = 256;
 
-/// Lists of files that may wait to be sent.
-const LISTS: usize = 4;
+/// Job runs that are looked at for one page.
+const RUNS_TOGETHER: usize = 1024;
 
 /// Retries of retries that are followed back: more than anybody makes, and an end to a damaged store's circle.
 const TAKEN_OVER_MAX: usize = 10_000;
@@ -30,17 +28,18 @@ const TAKEN_OVER_MAX: usize = 10_000;
 /// Why an input's files can't be named.
 #[derive(Debug, Error)]
 enum InputError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error("the attempt is unknown or has ended")]
     NoAttempt,
     #[error("the job has no input {0}")]
     NoInput(u32),
-    #[error("`{file}` can't be put into the workspace: {reason}")]
-    Path { file: String, reason: String },
+    #[error("`{file}` can't be put into the workspace: {source}")]
+    Path { file: RelativePath, source: PathError },
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nobody waits for more.
-    #[error("the stream ended")]
-    Unwanted,
+    #[error("the thread that reads the store ended")]
+    Thread(#[from] tokio::task::JoinError),
 }
 
 /// Serves the list of an input's files; an error is the code to reset the stream with.
@@ -70,45 +69,46 @@ async fn name(
     input: u32,
 ) -> Result<(), CloseCode> {
     let _turn = streams.download_turn().await?;
-    let (lists, mut listed) = mpsc::channel(LISTS);
-    let reading = read(streams, held.pack_run, move |reader, plan| {
-        let mut list = Vec::new();
-        for_each(&reader, &plan, attempt, input, &mut |answer| {
-            list.push(answer);
-            let full = list.len() == FILES_TOGETHER;
-            if full {
-                lists.blocking_send(std::mem::take(&mut list)).map_err(|_| InputError::Unwanted)
-            } else {
-                Ok(())
+    let (mut files, mut next) = (0_u32, Some(0));
+    while let Some(from) = next {
+        // A page at a time: no thread and no snapshot waits for the agent to take what it asked for.
+        let page = read(streams, held.pack_run, move |reader, plan| page(reader, plan, attempt, input, from));
+        let (list, behind) = match page.await {
+            Ok(page) => page,
+            Err(error) => {
+                let reason = final_reason(attempt, &error)?;
+                return send(streams, writer, &InputAnswer::Refused(reason)).await;
             }
-        })?;
-        lists.blocking_send(list).map_err(|_| InputError::Unwanted)
-    })
-    .await?;
-    let mut files: u32 = 0;
-    while let Some(list) = listed.recv().await {
+        };
+        next = behind;
         files = files.saturating_add(u32::try_from(list.len()).unwrap_or(u32::MAX));
-        let digests = list.iter().filter_map(|answer| match answer {
-            InputAnswer::File { content, .. } => Some(content.digest),
-            _ => None,
-        });
-        streams.say(Ask::Told { attempt, digests: digests.collect() }).await;
-        for answer in &list {
-            writer.push(answer).map_err(|_| CloseCode::Unavailable)?;
-        }
-        match within(streams.shared.settings.limits.silence, writer.flush()).await {
-            Some(sent) => sent.map_err(|_| CloseCode::Done)?,
-            None => return Err(CloseCode::TimedOut),
+        let digests = list.iter().map(|(_, content)| content.digest).collect();
+        streams.say(Ask::Told { attempt, digests }).await;
+        for together in list.chunks(FILES_TOGETHER) {
+            for (path, content) in together {
+                let answer = InputAnswer::File { path: path.clone(), content: *content };
+                writer.push(&answer).map_err(|_| CloseCode::Unavailable)?;
+            }
+            match within(streams.shared.settings.limits.silence, writer.flush()).await {
+                Some(sent) => sent.map_err(|_| CloseCode::Done)?,
+                None => return Err(CloseCode::TimedOut),
+            }
         }
     }
-    match reading.await {
-        Ok(Ok(())) => send(streams, writer, &InputAnswer::End { files }).await,
-        Ok(Err(InputError::Store(error))) => {
+    send(streams, writer, &InputAnswer::End { files }).await
+}
+
+/// Why it will never do, or the code of what may do later.
+fn final_reason(attempt: AttemptId, error: &InputError) -> Result<Reason, CloseCode> {
+    match error {
+        InputError::Engine(_) => Err(CloseCode::Unavailable),
+        InputError::Store(_) | InputError::Thread(_) => {
             tracing::error!(%attempt, %error, "an input's files could not be read");
             Err(CloseCode::Unavailable)
         }
-        Ok(Err(error)) => send(streams, writer, &InputAnswer::Refused(Reason::new(&error.to_string()))).await,
-        Err(_) => Err(CloseCode::Unavailable),
+        InputError::NoAttempt | InputError::NoInput(_) | InputError::Path { .. } => {
+            Ok(Reason::new(&error.to_string()))
+        }
     }
 }
 
@@ -120,30 +120,32 @@ pub(super) async fn has(
     attempt: AttemptId,
     digest: Digest,
 ) -> Result<bool, CloseCode> {
-    let reading = read(streams, pack_run, move |reader, plan| {
+    let _turn = streams.lookup_turn().await?;
+    // Another stream may have looked while this one waited.
+    if streams.attempt(attempt, Some(digest)).await?.is_some_and(|held| held.told) {
+        return Ok(true);
+    }
+    let looked = read(streams, pack_run, move |reader, plan| {
         let (mut found, mut digests) = (false, Vec::new());
-        let inputs = planned(&plan, attempt).map_or(0, |run| run.definition.inputs.len());
+        let inputs = planned(plan, attempt).map_or(0, |run| run.definition.inputs.len());
         for input in 0..u32::try_from(inputs).unwrap_or(u32::MAX) {
-            for_each(&reader, &plan, attempt, input, &mut |answer| {
-                if let InputAnswer::File { content, .. } = answer {
-                    found |= content.digest == digest;
-                    if digests.len() < TOLD_MAX {
-                        digests.push(content.digest);
-                    }
-                }
-                Ok(())
-            })?;
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let (files, behind) = page(reader, plan, attempt, input, from)?;
+                next = behind;
+                found |= files.iter().any(|(_, content)| content.digest == digest);
+                let room = TOLD_MAX.saturating_sub(digests.len());
+                digests.extend(files.iter().map(|(_, content)| content.digest).take(room));
+            }
         }
         Ok((found, digests))
-    })
-    .await?;
-    match reading.await {
-        Ok(Ok((found, digests))) => {
+    });
+    match looked.await {
+        Ok((found, digests)) => {
             streams.say(Ask::Told { attempt, digests }).await;
             Ok(found)
         }
-        Ok(Err(InputError::Store(_))) | Err(_) => Err(CloseCode::Unavailable),
-        Ok(Err(_)) => Ok(false),
+        Err(error) => final_reason(attempt, &error).map(|_| false),
     }
 }
 
@@ -151,39 +153,48 @@ pub(super) async fn has(
 async fn read<T: Send + 'static>(
     streams: &Streams,
     pack_run: PackRunId,
-    work: impl FnOnce(Reader, Arc<Plan>) -> Result<T, InputError> + Send + 'static,
-) -> Result<tokio::task::JoinHandle<Result<T, InputError>>, CloseCode> {
+    work: impl FnOnce(&Reader, &Plan) -> Result<T, InputError> + Send + 'static,
+) -> Result<T, InputError> {
     let shared = &streams.shared;
-    let permit = shared.reads.clone().acquire_owned().await.map_err(|_| CloseCode::ShuttingDown)?;
     let engine = shared.engine.clone();
-    let plan = engine.look(move |core| core.plan(pack_run)).await.map_err(|_| CloseCode::Unavailable)?;
-    Ok(tokio::task::spawn_blocking(move || {
+    let plan = engine.look(move |core| core.plan(pack_run)).await?.ok_or(InputError::NoAttempt)?;
+    let permit = shared.reads.clone().acquire_owned().await.map_err(|_| EngineError::Unavailable)?;
+    let worked = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        work(engine.read()?, plan.ok_or(InputError::NoAttempt)?)
-    }))
+        work(&engine.read()?, &plan)
+    });
+    worked.await?
 }
 
 fn planned(plan: &Plan, attempt: AttemptId) -> Option<&PlannedRun> {
     plan.job_runs().find(|run| run.id == attempt.job_run)
 }
 
-/// Shows `visit` each file of an input.
-fn for_each(
+/// Files and where they go in the workspace, and the job run that the next page begins with.
+type Page = (Vec<(RelativePath, Content)>, Option<usize>);
+
+/// The files of an input that the source's job runs have left, from the `from`th on.
+fn page(
     reader: &Reader,
     plan: &Plan,
     attempt: AttemptId,
     input: u32,
-    visit: &mut dyn FnMut(InputAnswer) -> Result<(), InputError>,
-) -> Result<(), InputError> {
+    from: usize,
+) -> Result<Page, InputError> {
     let definition = &planned(plan, attempt).ok_or(InputError::NoAttempt)?.definition;
     let rule = definition.inputs.get(input as usize).ok_or(InputError::NoInput(input))?;
     let source = plan.jobs.iter().find(|job| job.name == rule.from);
-    for run in source.map_or(&[][..], |job| &job.runs) {
+    let runs = source.map_or(&[][..], |job| &job.runs);
+    let mut files = Vec::new();
+    for (index, run) in runs.iter().enumerate().skip(from) {
+        if files.len() >= FILES_TOGETHER || index - from >= RUNS_TOGETHER {
+            return Ok((files, Some(index)));
+        }
         if let Some(left_by) = last_attempt(reader, run.id)? {
-            files_of(reader, left_by, rule, run, visit)?;
+            add_files(reader, left_by, rule, run, &mut files)?;
         }
     }
-    Ok(())
+    Ok((files, None))
 }
 
 /// The attempt whose artifacts are a job run's.
@@ -201,23 +212,18 @@ fn last_attempt(reader: &Reader, job_run: JobRunId) -> Result<Option<AttemptId>,
     Ok(None)
 }
 
-fn files_of(
+fn add_files(
     reader: &Reader,
     left_by: AttemptId,
     rule: &InputRule,
     source: &PlannedRun,
-    visit: &mut dyn FnMut(InputAnswer) -> Result<(), InputError>,
+    files: &mut Vec<(RelativePath, Content)>,
 ) -> Result<(), InputError> {
     for row in reader.artifacts(left_by)? {
         let file = row.artifact;
         let goes = rule.destination(&source.definition.artifacts, file.name.as_ref(), &file.path);
-        let unfit = |error: packrun_protocol::path::PathError| InputError::Path {
-            file: file.path.to_string(),
-            reason: error.to_string(),
-        };
-        if let Some(path) = goes.map_err(unfit)? {
-            visit(InputAnswer::File { path, content: file.content })?;
-        }
+        let goes = goes.map_err(|source| InputError::Path { file: file.path.clone(), source })?;
+        files.extend(goes.map(|path| (path, file.content)));
     }
     Ok(())
 }

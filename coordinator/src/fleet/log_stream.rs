@@ -40,6 +40,7 @@ async fn copy(streams: &Streams, reader: &mut FrameReader, attempt: AttemptId) -
                     EngineError::Unavailable => CloseCode::Unavailable,
                 })?;
             }
+            let _turn = streams.append_turn().await?;
             streams.shared.logs.append(block).await.map_err(|error| refused(attempt, &error))?;
         }
         match reader.raw().await {

@@ -131,7 +131,6 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
     };
     let parting = match greeted {
         Ok((mut session, seat)) => {
-            tracing::info!(%agent, address = %connection.remote_address(), "an agent connected");
             let parting = session.run(&seat).await;
             session.part(&parting).await;
             session.workers.shutdown().await;
@@ -140,7 +139,11 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
         Err(parting) => parting,
     };
     match parting {
-        Parting::Lost => tracing::info!(%agent, "an agent's connection was lost"),
+        Parting::Lost => {
+            tracing::info!(%agent, "an agent's connection was lost");
+            // Where only its control stream was, the rest is of no use.
+            close(connection, CloseCode::Protocol, "the control stream was lost");
+        }
         Parting::Stopping => close(connection, CloseCode::ShuttingDown, "the coordinator stops"),
         Parting::Closed(code, reason) => {
             if code == CloseCode::Revoked {

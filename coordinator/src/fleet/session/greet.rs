@@ -95,6 +95,8 @@ pub(super) async fn greet(
         attempts,
     }))?;
     session.flush().await?;
+    let (address, version) = (connection.remote_address(), hello.version.as_str());
+    tracing::info!(%agent, %address, version, "an agent connected");
     Ok((session, seat))
 }
 

@@ -6,7 +6,7 @@ use packrun_protocol::id::{AttemptId, Digest};
 use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::held::{Ask, AttemptGrant};
@@ -14,22 +14,35 @@ use super::within;
 use crate::engine;
 use crate::fleet::{Shared, artifact_stream, download, inputs, log_stream};
 
+/// Blocks of one agent that may wait for the log at once: enough to fill its batches, and few enough that an agent
+/// with thousands of streams doesn't keep others waiting.
+const APPENDS_MAX: usize = 32;
+
 /// What the streams of a session share. Clones share it.
 #[derive(Debug, Clone)]
 pub(in crate::fleet) struct Streams {
     pub(in crate::fleet) shared: Arc<Shared>,
     pub(in crate::fleet) engine: engine::Session,
     asks: mpsc::Sender<Ask>,
+    appends: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Streams {
     pub(super) fn new(shared: Arc<Shared>, engine: engine::Session, asks: mpsc::Sender<Ask>) -> Self {
         let limits = shared.settings.limits;
-        let (uploads, downloads) =
-            (Semaphore::new(limits.uploads_per_agent), Semaphore::new(limits.downloads_per_agent));
-        Self { shared, engine, asks, uploads: Arc::new(uploads), downloads: Arc::new(downloads) }
+        let turns = |most| Arc::new(Semaphore::new(most));
+        Self {
+            shared,
+            engine,
+            asks,
+            appends: turns(APPENDS_MAX),
+            uploads: turns(limits.uploads_per_agent),
+            downloads: turns(limits.downloads_per_agent),
+            lookups: turns(1),
+        }
     }
 
     pub(super) fn asks(&self) -> mpsc::Sender<Ask> {
@@ -88,6 +101,11 @@ impl Streams {
         }
     }
 
+    /// Waits for this agent's turn to have a block appended.
+    pub(in crate::fleet) async fn append_turn(&self) -> Result<SemaphorePermit<'_>, CloseCode> {
+        self.appends.acquire().await.map_err(|_| CloseCode::ShuttingDown)
+    }
+
     /// Waits for this agent's turn to send a file.
     pub(in crate::fleet) async fn upload_turn(&self) -> Result<OwnedSemaphorePermit, CloseCode> {
         self.uploads.clone().acquire_owned().await.map_err(|_| CloseCode::ShuttingDown)
@@ -96,6 +114,11 @@ impl Streams {
     /// Waits for this agent's turn to fetch something.
     pub(in crate::fleet) async fn download_turn(&self) -> Result<OwnedSemaphorePermit, CloseCode> {
         self.downloads.clone().acquire_owned().await.map_err(|_| CloseCode::ShuttingDown)
+    }
+
+    /// Waits for this agent's turn to have all files of an attempt's inputs looked through.
+    pub(in crate::fleet) async fn lookup_turn(&self) -> Result<OwnedSemaphorePermit, CloseCode> {
+        self.lookups.clone().acquire_owned().await.map_err(|_| CloseCode::ShuttingDown)
     }
 
     /// The session's leave to write the attempt's log.

@@ -287,7 +287,7 @@ async fn streams_that_never_say_what_they_are_are_stopped() {
         stream.write_all(&[200, 0]).await.unwrap();
         streams.push(stream);
     }
-    for mut stream in streams {
+    for stream in streams {
         let code = stream.stopped().await.unwrap().unwrap();
         assert_eq!(CloseCode::from_wire(code.into_inner()), Some(CloseCode::TimedOut));
     }

@@ -203,3 +203,31 @@ async fn a_retried_run_finds_the_files_of_the_job_runs_it_took_over() {
         link.end(attempt, success(0, 0)).await;
     }
 }
+
+#[tokio::test]
+async fn an_input_from_a_wide_job_is_listed_whole() {
+    let scene = Scene::open().await;
+    let mut link = scene.enrolled().await.connect(600).await;
+    let mut wide = jobs();
+    wide[0].width = 600;
+    let run = scene.start(wide).await;
+    let mut assigned = Vec::new();
+    while assigned.len() < 600 {
+        assigned.extend(link.assigned().await);
+    }
+    let uploads = assigned.iter().map(|assignment| async {
+        let (attempt, path) = (assignment.attempt, format!("out/{}", assignment.key));
+        // Every tenth leaves nothing below `out`.
+        let path = if assignment.key.as_str().ends_with("3]") { "other" } else { &path };
+        assert_eq!(link.upload(attempt, path, b"same").await, UploadEnd::Committed);
+    });
+    futures_util::future::join_all(uploads).await;
+    for assignment in &assigned {
+        link.end(assignment.attempt, success(0, 1)).await;
+    }
+    let attempt = link.assigned_one().await.attempt;
+    let files = inputs(&link, attempt, 0).await.unwrap();
+    assert_eq!(files.len(), 540);
+    link.end(attempt, success(0, 0)).await;
+    scene.until_run(run, PackRunState::Completed).await;
+}
