@@ -170,6 +170,12 @@ pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
     }
 }
 
+/// Whether another connection of the same agent took over.
+pub(super) fn is_superseded(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close)
+        if CloseCode::from_wire(close.error_code.into()) == Some(CloseCode::Superseded))
+}
+
 /// Waits that double, each shortened by chance by up to a half, so that many agents don't come back at once.
 #[derive(Debug)]
 pub(super) struct Backoff {
@@ -233,6 +239,11 @@ impl Addresses {
     /// How long to wait before that.
     pub(super) fn wait(&mut self) -> Duration {
         self.backoff.next()
+    }
+
+    /// How long to wait when coming back soon would do harm.
+    pub(super) fn longest_wait(&self) -> Duration {
+        jittered(RETRY.end)
     }
 
     /// It worked.

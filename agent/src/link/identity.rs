@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use packrun_protocol::bounded::TooLong;
 use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
 use packrun_protocol::control::Pem;
+use packrun_protocol::id::Digest;
 use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
 use thiserror::Error;
 
@@ -62,6 +63,8 @@ pub(super) struct Store {
 #[derive(Debug, Clone)]
 pub(super) struct Member {
     pub(super) ca_pem: String,
+    /// The CA's fingerprint.
+    pub(super) ca: Digest,
     pub(super) identity: Identity,
     pub(super) certificate: AgentCertificate,
     pub(super) config: quinn::ClientConfig,
@@ -73,7 +76,8 @@ impl Member {
         let certificate = AgentCertificate::parse_pem(&identity.certificate_pem).map_err(content)?;
         let config = member_config(&MemberConfig { identity: &identity, ca_pem: &ca_pem })
             .map_err(|source| IdentityError::Tls { folder: folder.to_owned(), source })?;
-        Ok(Self { ca_pem, identity, certificate, config })
+        let ca = Digest::of(&cert::der_of(&ca_pem, "CA's certificate").map_err(content)?);
+        Ok(Self { ca_pem, ca, identity, certificate, config })
     }
 
     /// A request for a new certificate of the same key.

@@ -94,6 +94,7 @@ pub(super) async fn fetch(
                     Err(error) => tries.judge(error)?,
                 }
             };
+            let _permit = transfers.moving().await;
             put(Arc::clone(&folder), path, content, blob).await?;
         }
     }

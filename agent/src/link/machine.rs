@@ -188,9 +188,15 @@ impl Machine {
         }
     }
 
-    /// An epoch that is known from elsewhere was seen.
+    /// An earlier life of this agent has seen this epoch.
     pub fn raise(&mut self, epoch: Epoch) {
         self.epoch = self.epoch.max(epoch);
+    }
+
+    /// Whether `attempt` is held and has not ended.
+    #[must_use]
+    pub fn runs(&self, attempt: AttemptId) -> bool {
+        self.held.get(&attempt).is_some_and(|held| held.outcome.is_none())
     }
 
     /// Whether an attempt has not ended.
@@ -317,8 +323,7 @@ impl Machine {
     fn journal(&mut self, record: Record, out: &mut Vec<Output>) {
         let attempt = record.attempt();
         match record {
-            Record::Assigned { epoch, .. } => {
-                self.epoch = self.epoch.max(epoch);
+            Record::Assigned { .. } => {
                 if !self.spent.contains(attempt) {
                     self.held.entry(attempt).or_default();
                 }

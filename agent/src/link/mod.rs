@@ -99,9 +99,6 @@ pub enum LinkError {
     /// The identity can't be used.
     #[error(transparent)]
     Identity(#[from] identity::IdentityError),
-    /// The journal's reader can't run.
-    #[error("failed to start the reader of the journal")]
-    Journal(#[source] std::io::Error),
     /// A coordinator will never let it in.
     #[error("the coordinator at {address} refuses this agent: {why}")]
     NotAllowed {
@@ -113,6 +110,9 @@ pub enum LinkError {
     /// It has no identity and no token to get one.
     #[error("the agent has not joined yet; give it a token from `packrun agents invite` with --join-token")]
     NotJoined,
+    /// The host gives no thread.
+    #[error("failed to start a thread")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Serves a coordinator until `stop` says otherwise.
@@ -128,7 +128,7 @@ pub async fn run(
     let cache_folder = settings.state.join("cache");
     let cache_bytes = settings.cache_bytes;
     let opened = tokio::task::spawn_blocking(move || Cache::open(&cache_folder, cache_bytes)).await;
-    let cache = opened.map_err(|error| LinkError::Journal(error.into()))??;
+    let cache = opened.map_err(|error| LinkError::Thread(error.into()))??;
     let store = Store::new(&settings.state);
     let mut addresses = Addresses::new(settings.coordinators.clone());
     let joined = tokio::select! {
@@ -136,9 +136,13 @@ pub async fn run(
         () = stopped(&mut stop) => return Ok(()),
     };
     let (reader, mut news) =
-        Reader::start(settings.journal.clone(), port.grown.clone()).map_err(LinkError::Journal)?;
-    let mut machine = Machine::new(settings.profile.clone(), session::read_epoch(&settings.state));
-    read_all(&mut machine, &mut news, clock).await;
+        Reader::start(settings.journal.clone(), port.grown.clone()).map_err(LinkError::Thread)?;
+    let epoch = session::read_epoch(&settings.state, &joined.ca);
+    let mut machine = Machine::new(settings.profile.clone(), epoch.unwrap_or_default());
+    let of_journal = read_all(&mut machine, &mut news, clock).await;
+    // The file is written before anything of a new epoch is obeyed. Without it the journal is asked, which may
+    // still tell of another coordinator's attempts.
+    machine.raise(epoch.or(of_journal).unwrap_or_default());
     Link::new(settings, machine, clock, store, joined, addresses, cache, reader, port.orders)
         .run(news, port.requests, stop)
         .await
@@ -162,7 +166,9 @@ async fn member(
     let known = store.load()?;
     let is_valid = |member: &Member| member.certificate.not_after > clock.now();
     match (known, &settings.join_token) {
-        (Some(member), token) if is_valid(&member) => {
+        (Some(member), token)
+            if is_valid(&member) && token.as_ref().is_none_or(|token| token.ca == member.ca) =>
+        {
             if token.is_some() {
                 tracing::info!("the agent has joined before; the join token is not used");
             }
@@ -174,16 +180,15 @@ async fn member(
     }
 }
 
-/// Tells the machine all that the journal holds.
-async fn read_all(machine: &mut Machine, news: &mut mpsc::Receiver<News>, clock: Clock) {
+/// Tells the machine all that the journal holds, and gives the highest epoch in it.
+async fn read_all(machine: &mut Machine, news: &mut mpsc::Receiver<News>, clock: Clock) -> Option<Epoch> {
     loop {
-        match news.recv().await {
-            Some(News::Record(record)) => {
+        match news.recv().await? {
+            News::Record(record) => {
                 // Nobody listens yet: there is nothing to be done.
                 machine.handle(Input::Journal(record), session::moment(clock));
             }
-            Some(News::Read(epoch)) => return machine.raise(epoch),
-            None => return machine.raise(Epoch::default()),
+            News::Read(epoch) => return Some(epoch),
         }
     }
 }

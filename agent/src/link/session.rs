@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, Pem};
-use packrun_protocol::id::Epoch;
+use packrun_protocol::id::{Digest, Epoch};
 use packrun_protocol::quic::{ReadError, close};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::Clock;
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError};
 use tokio::time::Instant;
 
-use super::dial::{Addresses, DialError, jittered, refusal};
+use super::dial::{Addresses, DialError, is_superseded, jittered, refusal};
 use super::identity::{Member, Store, write_whole};
 use super::journal::{News, Reader};
 use super::line::{Line, Signal};
@@ -29,13 +29,15 @@ use crate::spool::Record;
 /// How long the agent stays to report the ends of what it was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// The file with the highest epoch seen, in the state folder.
+/// The file with the coordinator's CA and its highest epoch seen, in the state folder.
 const EPOCH: &str = "epoch";
 
-/// The highest epoch that an earlier process of this agent saw.
-pub(super) fn read_epoch(state: &Path) -> Epoch {
-    let text = std::fs::read_to_string(state.join(EPOCH)).unwrap_or_default();
-    Epoch(text.trim().parse().unwrap_or(0))
+/// The highest epoch of the coordinator with this CA that an earlier process of this agent saw: none of those of
+/// another coordinator. `None` when the state folder doesn't say.
+pub(super) fn read_epoch(state: &Path, ca: &Digest) -> Option<Epoch> {
+    let text = std::fs::read_to_string(state.join(EPOCH)).ok()?;
+    let (of, epoch) = text.trim().split_once(' ')?;
+    if of == ca.to_string() { epoch.parse().ok().map(Epoch) } else { Some(Epoch::default()) }
 }
 
 /// Now, by both clocks.
@@ -151,6 +153,8 @@ impl Link {
                 Turn::Request(Some(Request::Failed { attempt, outcome })) => {
                     self.feed(Input::Failed(attempt, outcome)).await;
                 }
+                // Whoever is forgotten meanwhile, or has ended, needs no answer.
+                Turn::Request(Some(request)) if !self.machine.runs(request.attempt()) => {}
                 Turn::Request(Some(request)) => self.works.begin(request),
                 Turn::Worked(ended) => {
                     if let Some(order) = self.works.note(ended) {
@@ -290,7 +294,14 @@ impl Link {
         if let Some(reason) = connection.close_reason() {
             self.check_refusal(&address, &reason)?;
         }
-        let wait = self.addresses.wait();
+        let is_superseded = connection.close_reason().is_some_and(|reason| is_superseded(&reason));
+        if is_superseded {
+            tracing::error!(
+                address,
+                "another process came with this agent's identity; is the state folder copied?"
+            );
+        }
+        let wait = if is_superseded { self.addresses.longest_wait() } else { self.addresses.wait() };
         let error = error as &dyn std::error::Error;
         tracing::warn!(address, error, retry_in = ?wait, "the connection to the coordinator was lost");
         close(&connection, CloseCode::Protocol, "the control stream can't be read on");
@@ -304,8 +315,8 @@ impl Link {
     }
 
     async fn keep_epoch(&self, epoch: Epoch) {
-        let path = self.state.join(EPOCH);
-        let kept = tokio::task::spawn_blocking(move || write_whole(&path, epoch.to_string().as_bytes()));
+        let (path, text) = (self.state.join(EPOCH), format!("{} {epoch}\n", self.member.ca));
+        let kept = tokio::task::spawn_blocking(move || write_whole(&path, text.as_bytes()));
         if let Ok(Err(error)) = kept.await {
             tracing::warn!(%error, "the coordinator's epoch can't be kept in the state folder");
         }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use packrun_agent::{AgentError, Stop};
 use packrun_protocol::cert::AgentCertificate;
-use packrun_protocol::control::{FromAgent, ToAgent};
+use packrun_protocol::control::{FromAgent, HeldAnswer, ToAgent};
+use packrun_protocol::id::Epoch;
 
-use crate::fake::{Fake, start, state, within};
+use crate::fake::{Fake, script, start, state, within};
 
 #[tokio::test]
 async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
@@ -57,6 +58,26 @@ async fn without_identity_and_token_it_says_what_to_do() {
     config.join_token = None;
     let error = start(config).error().await;
     assert!(error.is_not_allowed() && words(&error).contains("packrun agents invite"));
+}
+
+#[tokio::test]
+async fn with_the_token_of_another_coordinator_it_goes_there_whatever_the_epochs_are() {
+    let (fake, mut other, folder) = (Fake::start(), Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let attempt = peer.assign(script("exit 1")).await;
+    peer.ended(attempt).await;
+    peer.vanish();
+    agent.stop(Stop::Now).await;
+    other.epoch = Epoch(1);
+    let agent = start(other.config(&folder));
+    other.enrol(None).await;
+    let mut peer = other.meet().await;
+    assert_eq!((peer.hello.epoch, peer.hello.attempts.len()), (Epoch(0), 1));
+    peer.welcome(|_| HeldAnswer::Fenced).await;
+    let attempt = peer.assign(script("true")).await;
+    peer.ended(attempt).await;
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    agent.stop(Stop::Drain).await;
 }
 
 #[tokio::test]

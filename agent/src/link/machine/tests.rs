@@ -123,6 +123,7 @@ fn hello_tells_all_that_the_journal_holds_and_welcome_what_becomes_of_it() {
     for record in [a, b, c, d].map(|attempt| Record::Assigned { attempt, epoch: Epoch(7) }) {
         machine.handle(Input::Journal(record), moment(0));
     }
+    machine.raise(Epoch(7));
     machine.handle(Input::Journal(started(b)), moment(0));
     machine.handle(Input::Journal(ended(c)), moment(0));
     let [FromAgent::Hello(hello)] = &said(machine.handle(Input::Connected, moment(0)))[..] else { panic!() };
