@@ -96,12 +96,16 @@ struct Session {
 
 impl Session {
     /// A client whose POSTs carry a key of their own.
-    fn client(&self, world: &World<'_>) -> Result<Client, Error> {
+    fn client(&self, world: &mut World<'_>) -> Result<Client, Error> {
         self.client_with(world, &uuid::Uuid::now_v7().to_string())
     }
 
-    fn client_with(&self, world: &World<'_>, idempotency_key: &str) -> Result<Client, Error> {
-        Client::new(&self.connection.resolve(world)?, idempotency_key)
+    fn client_with(&self, world: &mut World<'_>, idempotency_key: &str) -> Result<Client, Error> {
+        let client = Client::new(&self.connection.resolve(world)?, idempotency_key)?;
+        if client.exposes_token() {
+            world.err.line("warning: the token goes over the network unencrypted; use https and --ca")?;
+        }
+        Ok(client)
     }
 }
 

@@ -23,7 +23,7 @@ pub(in crate::cli) enum RunsCommand {
         #[arg(long, value_parser = state)]
         state: Option<PackRunState>,
         /// How many at most
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
         /// Go on where a list ended, with what it printed
         #[arg(long)]
