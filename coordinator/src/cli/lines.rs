@@ -137,7 +137,7 @@ impl Lines {
             let text = printable_log(text);
             line.push_str(&text);
             // A colour that the line left on would run into the next key.
-            if text.contains('\u{1b}') {
+            if text.contains('\u{1b}') && !text.ends_with("\u{1b}[0m") {
                 line.push_str("\u{1b}[0m");
             }
         } else {

@@ -41,15 +41,28 @@ use self::world::World;
 
 /// Runs packs of jobs on a fleet of agents.
 #[derive(Debug, Parser)]
-#[command(name = "packrun", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "packrun",
+    bin_name = "packrun",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "Example:\n  packrun pack register build.yaml\n  packrun run build --follow\n
 Exit codes: 0 done, or the pack run completed; 1 it ended partially_failed or failed; 2 usage or invalid input; \
                   3 it was canceled; 4 the coordinator can't be reached, or doesn't allow it.")]
 struct Cli {
     #[command(flatten)]
     connection: ConnectionArgs,
-    /// How to show it
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    /// How to show it: `table` for people, or `json`, the body of the API's answer
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "FORMAT"
+    )]
     output: Format,
     #[command(subcommand)]
     command: Command,
