@@ -12,31 +12,32 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use packrun_protocol::block::Block;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::time::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::merge::MergeKey;
-use super::segment::{Position, RECORD_HEADER_BYTES, RecordHeader};
+use super::segment::{Position, RecordHeader, record_bytes};
 
 /// An extent takes no more blocks at this length, so that a seek reads little more than it wants,
 /// and a merge holds little of each attempt.
 pub(super) const EXTENT_BYTES_MAX: u32 = 64 << 10;
 
 /// Blocks of one attempt that lie behind one another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Where it begins.
     pub at: Position,
     /// Its length in bytes.
     pub length: u32,
+    /// How many of them are the attempt's own.
+    pub bytes: u32,
     /// Number of its first entry.
     pub first_seq: u64,
     /// How many entries it has.
     pub entries: u64,
     /// Arrival number of its first block within the pack run.
     pub first_arrival: u64,
-    /// How many blocks it has.
-    pub blocks: u32,
+    /// How many arrival numbers there are from its first block's to its last's.
+    pub arrivals: u32,
     /// Time of its first entry, corrected.
     pub first_time: Timestamp,
     /// Time of its last entry, corrected.
@@ -48,11 +49,12 @@ impl Extent {
     pub(super) fn of(at: Position, header: &RecordHeader, block: &Block) -> Self {
         Self {
             at,
-            length: (RECORD_HEADER_BYTES + block.as_bytes().len()) as u32,
+            length: record_bytes(block),
+            bytes: record_bytes(block),
             first_seq: block.first_seq(),
             entries: u64::from(block.count()),
             first_arrival: header.arrival,
-            blocks: 1,
+            arrivals: 1,
             first_time: block.first_time().shifted(header.correction),
             last_time: block.last_time().shifted(header.correction),
         }
@@ -67,7 +69,7 @@ impl Extent {
     /// The number after that of its last block.
     #[must_use]
     pub fn next_arrival(&self) -> u64 {
-        self.first_arrival.saturating_add(u64::from(self.blocks))
+        self.first_arrival.saturating_add(u64::from(self.arrivals))
     }
 
     /// Whether its last entry, as one of `attempt`, comes behind `after` in the chronological order.
@@ -85,8 +87,9 @@ impl Extent {
             return false;
         }
         self.length += next.length;
+        self.bytes += next.bytes;
         self.entries += next.entries;
-        self.blocks += next.blocks;
+        self.arrivals += next.arrivals;
         self.last_time = next.last_time;
         true
     }
@@ -335,6 +338,11 @@ impl Runs {
             maps.attempts.remove(&attempt);
         }
         Some(run)
+    }
+
+    /// The place before which all belongs to runs that were removed, and is on disk as all before `durable` is.
+    pub(super) fn checkpoint(&self, durable: Position) -> Position {
+        self.all().iter().filter_map(|run| run.first_position()).fold(durable, Position::min)
     }
 
     pub(super) fn all(&self) -> Vec<Arc<RunLog>> {

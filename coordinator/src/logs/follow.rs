@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use packrun_protocol::block::{Block, Entry};
-use packrun_protocol::id::AttemptId;
+use packrun_protocol::id::{AttemptId, PackRunId};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -203,11 +203,21 @@ impl LogReader {
         Self::new(dir, Source::Feed(run, progress), from.block, from.entry)
     }
 
-    pub(super) fn kept_attempt(dir: Arc<PathBuf>, extents: Vec<Extent>, from: u64) -> Self {
+    pub(super) fn kept_attempt(
+        dir: Arc<PathBuf>,
+        _attempt: AttemptId,
+        extents: Vec<Extent>,
+        from: u64,
+    ) -> Self {
         Self::new(dir, Source::KeptAttempt(extents), from, 0)
     }
 
-    pub(super) fn kept_feed(dir: Arc<PathBuf>, mut extents: Vec<Extent>, from: FeedPosition) -> Self {
+    pub(super) fn kept_feed(
+        dir: Arc<PathBuf>,
+        _pack_run: PackRunId,
+        mut extents: Vec<Extent>,
+        from: FeedPosition,
+    ) -> Self {
         extents.sort_unstable_by_key(|extent| extent.first_arrival);
         Self::new(dir, Source::KeptFeed(extents), from.block, from.entry)
     }

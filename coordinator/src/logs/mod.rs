@@ -10,7 +10,8 @@
 //! | `batch` | sequence check, arrival numbers, corrected time |
 //! | `writer` | appender and syncer |
 //! | `extent` | where each attempt's and each run's blocks lie |
-//! | `recover` | the log at start |
+//! | `kept` | extents as bytes |
+//! | `recover`, `checkpoint` | the log at start, and where to begin to read |
 //! | `follow` | readers that wait |
 //! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
 //!
@@ -18,9 +19,11 @@
 //! over is read by the extents its attempts were sealed with, which the caller keeps.
 
 mod batch;
+mod checkpoint;
 mod chronological;
 mod extent;
 mod follow;
+mod kept;
 pub mod merge;
 mod recover;
 mod segment;
@@ -42,6 +45,7 @@ pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
 pub use extent::{Extent, FeedProgress, Progress};
 pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
 pub use writer::Health;
@@ -101,9 +105,9 @@ pub struct LogStore {
 }
 
 impl LogStore {
-    /// Opens the log in `dir`, or makes one there. Its tail is read from `checkpoint` on (see
-    /// [`LogStore::checkpoint`]; the default reads all) to find the blocks of runs that are `live`; of those, the
-    /// caller seals again the attempts that have ended. Blocks the thread for as long as that takes, and holds
+    /// Opens the log in `dir`, or makes one there. What was written since the last checkpoint is read to find the
+    /// blocks of runs that are `live`; of those, the caller seals again the attempts that have ended. A run once
+    /// given to [`LogStore::close_run`] is not live again. Blocks the thread for as long as that takes, and holds
     /// one segment in memory. The caller sees to it that no other process has the folder open.
     ///
     /// # Errors
@@ -111,32 +115,32 @@ impl LogStore {
     pub fn open(
         dir: &Path,
         config: LogConfig,
-        checkpoint: Position,
         live: &dyn Fn(PackRunId) -> bool,
     ) -> Result<(Self, Recovery), LogError> {
-        Self::open_on(Arc::new(RealDisk), dir, config, checkpoint, live)
+        Self::open_on(Arc::new(RealDisk), dir, config, live)
     }
 
     fn open_on(
         disk: Arc<dyn Disk>,
         dir: &Path,
         config: LogConfig,
-        checkpoint: Position,
         live: &dyn Fn(PackRunId) -> bool,
     ) -> Result<(Self, Recovery), LogError> {
         let refused = |source| LogError { dir: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(refused)?;
         let runs = Arc::new(Runs::default());
-        let (tail, recovery) = recover::recover(dir, checkpoint, live, &runs, &*disk).map_err(refused)?;
+        let (tail, checkpoint, recovery) = recover::recover(dir, live, &runs, &*disk).map_err(refused)?;
         let shared_dir = Arc::new(dir.to_owned());
         let end = Position { segment: tail.segment.number, offset: tail.length };
         let (durable, durable_seen) = watch::channel(end);
         let (health, health_seen) = watch::channel(Health::default());
         let (commands, queue) = mpsc::channel(config.queue_blocks.max(1));
-        let (written, unsynced) = std::sync::mpsc::sync_channel(UNSYNCED_BATCHES_MAX);
+        let (notes, unsynced) = std::sync::mpsc::sync_channel(UNSYNCED_BATCHES_MAX);
         let syncer = Syncer {
             dir: shared_dir.clone(),
             disk: disk.clone(),
+            runs: runs.clone(),
+            checkpoint,
             durable,
             health: health.clone(),
             dirty: BTreeMap::new(),
@@ -153,7 +157,7 @@ impl LogStore {
             tail,
             durable: durable_seen.clone(),
             health,
-            written,
+            notes,
             syncer,
         };
         spawn("log-appender", move || appender.run(queue)).map_err(refused)?;
@@ -236,8 +240,8 @@ impl LogStore {
 
     /// A reader of a sealed attempt from entry `from` on, by its extents.
     #[must_use]
-    pub fn read_extents(&self, extents: Vec<Extent>, from: u64) -> LogReader {
-        LogReader::kept_attempt(self.dir.clone(), extents, from)
+    pub fn read_extents(&self, attempt: AttemptId, extents: Vec<Extent>, from: u64) -> LogReader {
+        LogReader::kept_attempt(self.dir.clone(), attempt, extents, from)
     }
 
     /// A reader of a live run's feed; `None` when none of its attempts was opened.
@@ -254,9 +258,14 @@ impl LogStore {
     ///
     /// # Errors
     /// When the feed has not come to `from`.
-    pub fn read_kept_feed(&self, extents: Vec<Extent>, from: FeedPosition) -> Result<LogReader, BeyondEnd> {
+    pub fn read_kept_feed(
+        &self,
+        pack_run: PackRunId,
+        extents: Vec<Extent>,
+        from: FeedPosition,
+    ) -> Result<LogReader, BeyondEnd> {
         check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
-        Ok(LogReader::kept_feed(self.dir.clone(), extents, from))
+        Ok(LogReader::kept_feed(self.dir.clone(), pack_run, extents, from))
     }
 
     /// Reads attempts in chronological order, live ones and sealed ones alike, by their extents as of now. Begins
@@ -273,20 +282,20 @@ impl LogStore {
         ChronologicalReader::new(ExtentReader::new(self.dir.clone()), attempts, after, watermark)
     }
 
-    /// The run is over and the extents of its attempts are kept: followers end when they have read all, and
+    /// The run is over, which the caller has on disk, and so are the extents of its attempts: followers end when they have read all, and
     /// the store forgets it.
     pub fn close_run(&self, pack_run: PackRunId) {
         if let Some(run) = self.runs.remove(pack_run) {
             run.finish();
+            // With a full queue there is no need to hurry: the next run that is closed, or the end, says it again.
+            let _ = self.commands.try_send(Command::Checkpoint);
         }
     }
 
-    /// Where the next start has to begin to read: all before it belongs to runs that were closed. Worth keeping
-    /// after runs were closed.
-    #[must_use]
-    pub fn checkpoint(&self) -> Position {
-        let end = *self.durable.borrow();
-        self.runs.all().iter().filter_map(|run| run.first_position()).fold(end, Position::min)
+    /// All before it belongs to runs that were closed.
+    fn checkpoint(&self) -> Position {
+        let durable = *self.durable.borrow();
+        self.runs.checkpoint(durable)
     }
 
     /// Removes the segments of which nothing is live nor, says `kept`, in an extent that is kept. Returns their

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use packrun_protocol::id::{AttemptId, PackRunId};
 
+use super::checkpoint::{self, Checkpoint};
 use super::extent::{Extent, Runs};
 use super::segment::{self, Disk, HEADER_BYTES, Position, Record, Segment};
 use super::writer::Tail;
@@ -55,17 +56,17 @@ struct Scan<'a> {
     pending: Vec<Found>,
 }
 
-/// Reads the log from `from` on, a checkpoint, and gives `runs` what belongs to live runs. Returns the place to
-/// go on at, with all before it on disk.
+/// Reads the log from its checkpoint on and gives `runs` what belongs to live runs. Returns the place to go on at,
+/// with all before it on disk, and the checkpoint.
 pub(super) fn recover(
     dir: &Path,
-    from: Position,
     live: &dyn Fn(PackRunId) -> bool,
     runs: &Runs,
     disk: &dyn Disk,
-) -> io::Result<(Tail, Recovery)> {
-    let mut scan = Scan { runs, live, blocks: 0, proof: from, spots: Vec::new(), pending: Vec::new() };
+) -> io::Result<(Tail, Position, Recovery)> {
     let mut numbers = segment::list(dir)?;
+    let Checkpoint { from, seen } = checkpoint::load(dir, &numbers);
+    let mut scan = Scan { runs, live, blocks: 0, proof: from, spots: Vec::new(), pending: Vec::new() };
     for &number in numbers.iter().filter(|&&number| number >= from.segment) {
         scan.segment(dir, number, from).map_err(|error| at_segment(number, &error))?;
     }
@@ -73,13 +74,13 @@ pub(super) fn recover(
     if let Some(cut) = cut {
         cut_off(dir, &mut numbers, cut)?;
     }
-    let tail = settle(dir, &numbers, scan.proof, from, disk)?;
+    let tail = settle(dir, &numbers, scan.proof, seen, disk)?;
     segment::sync_dir(dir)?;
     for run in runs.all() {
         run.all_durable();
     }
     let damage = scan.spots.into_iter().filter(|spot| cut.is_none_or(|cut| spot.at < cut)).collect();
-    Ok((tail, Recovery { cut, damage, blocks: scan.blocks }))
+    Ok((tail, from, Recovery { cut, damage, blocks: scan.blocks }))
 }
 
 fn cut_off(dir: &Path, numbers: &mut Vec<u64>, cut: Position) -> io::Result<()> {
@@ -94,7 +95,7 @@ fn cut_off(dir: &Path, numbers: &mut Vec<u64>, cut: Position) -> io::Result<()> 
 }
 
 /// Brings to the disk what no record says is there. It is written again, for a sync may have failed before.
-fn settle(dir: &Path, numbers: &[u64], proof: Position, from: Position, disk: &dyn Disk) -> io::Result<Tail> {
+fn settle(dir: &Path, numbers: &[u64], proof: Position, seen: u64, disk: &dyn Disk) -> io::Result<Tail> {
     let mut tail = None;
     for &number in numbers.iter().filter(|&&number| number >= proof.segment) {
         let segment = Segment::open(dir, number, true).map_err(|error| at_segment(number, &error))?;
@@ -107,8 +108,8 @@ fn settle(dir: &Path, numbers: &[u64], proof: Position, from: Position, disk: &d
     if let Some(tail) = tail {
         return Ok(tail);
     }
-    // Numbers are not used twice, even if the whole folder is lost: extents that are kept refer to them.
-    let number = numbers.last().copied().unwrap_or(0).max(from.segment) + 1;
+    // Numbers are not used twice, even if all segments are lost: extents that are kept refer to them.
+    let number = numbers.last().copied().unwrap_or(0).max(seen) + 1;
     let segment = Segment::create(dir, number, disk)?;
     disk.sync(&segment.file)?;
     Ok(Tail { segment: Arc::new(segment), length: HEADER_BYTES as u64 })

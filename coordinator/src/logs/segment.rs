@@ -25,7 +25,6 @@ use std::path::{Path, PathBuf};
 use bytes::{BufMut, Bytes};
 use packrun_protocol::block::Block;
 use packrun_protocol::id::{JobRunId, PackRunId};
-use serde::{Deserialize, Serialize};
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: usize = 24;
@@ -36,7 +35,7 @@ const MAGIC: &[u8; 8] = b"PRUNLOGS";
 const VERSION: u32 = 1;
 
 /// A place in the log. Later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position {
     /// Number of the segment.
     pub segment: u64,
@@ -105,6 +104,11 @@ impl Record {
     }
 }
 
+/// Bytes of the record that `block` becomes.
+pub(super) fn record_bytes(block: &Block) -> u32 {
+    (RECORD_HEADER_BYTES + block.as_bytes().len()) as u32
+}
+
 /// Appends a record to `buffer`.
 pub(super) fn encode_record(marker: u64, header: &RecordHeader, block: &Block, buffer: &mut Vec<u8>) {
     let start = buffer.len();
@@ -167,6 +171,11 @@ impl Segment {
         Ok(Self { number, marker, file })
     }
 
+    /// Whether it is at least `offset` bytes long.
+    pub(super) fn reaches(&self, offset: u64) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.len() >= offset)
+    }
+
     /// `length` bytes at `offset`.
     pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
@@ -216,10 +225,10 @@ pub(super) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }

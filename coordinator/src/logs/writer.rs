@@ -16,11 +16,14 @@ use packrun_protocol::id::AttemptId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batch::{AppendError, Batch, Staged};
+use super::checkpoint;
 use super::extent::{RunLog, Runs};
 use super::segment::{self, Disk, Position, Segment};
 
 /// A batch that has reached this takes no more blocks.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// What a checkpoint has to spare the next start, in bytes, to be worth keeping.
+const CHECKPOINT_STEP: u64 = 4 << 20;
 const SYNC_RETRY_FIRST: Duration = Duration::from_millis(100);
 const SYNC_RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -37,9 +40,19 @@ pub(super) type Reply = oneshot::Sender<Result<(), AppendError>>;
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Append { block: Block, reply: Reply },
-    Close { reply: oneshot::Sender<()> },
-    Seal { attempt: AttemptId, reply: Reply },
+    Append {
+        block: Block,
+        reply: Reply,
+    },
+    /// Runs were closed.
+    Checkpoint,
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+    Seal {
+        attempt: AttemptId,
+        reply: Reply,
+    },
 }
 
 /// Where the next record goes.
@@ -50,6 +63,11 @@ pub(super) struct Tail {
 }
 
 /// What the appender hands to the syncer.
+pub(super) enum Note {
+    Checkpoint,
+    Written(Written),
+}
+
 pub(super) struct Written {
     segment: Arc<Segment>,
     end: u64,
@@ -64,7 +82,7 @@ pub(super) struct Appender {
     pub(super) tail: Tail,
     pub(super) durable: watch::Receiver<Position>,
     pub(super) health: watch::Sender<Health>,
-    pub(super) written: SyncSender<Written>,
+    pub(super) notes: SyncSender<Note>,
     pub(super) syncer: JoinHandle<()>,
 }
 
@@ -77,7 +95,7 @@ impl Appender {
             closing = self.serve(first, &mut commands);
         }
         drop(commands);
-        drop(self.written);
+        drop(self.notes);
         // A panic in it was reported when it happened; there is nothing left to do about it.
         let _ = self.syncer.join();
         if let Some(reply) = closing {
@@ -92,7 +110,7 @@ impl Appender {
         first: Command,
         commands: &mut mpsc::Receiver<Command>,
     ) -> Option<oneshot::Sender<()>> {
-        if matches!(first, Command::Append { .. }) {
+        if !matches!(first, Command::Close { .. }) {
             self.roll_when_full();
         }
         let at = Position { segment: self.tail.segment.number, offset: self.tail.length };
@@ -108,6 +126,8 @@ impl Appender {
                     Ok(Staged::Known) => drop(reply.send(Ok(()))),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
+                // A syncer that is gone acknowledges nothing, which is all it could do.
+                Command::Checkpoint => drop(self.notes.send(Note::Checkpoint)),
                 Command::Close { reply } => closing = Some(reply),
                 Command::Seal { attempt, reply } => match batch.seal(&self.runs, attempt) {
                     Ok(()) => sealed.push((attempt, reply)),
@@ -141,8 +161,7 @@ impl Appender {
         written.map_err(|error| AppendError::Write { segment: segment.number, reason: error.to_string() })?;
         *length += batch.bytes().len() as u64;
         let written = Written { segment: segment.clone(), end: *length, acks: batch.publish() };
-        // A syncer that is gone acknowledges nothing, which is all it could do.
-        let _ = self.written.send(written);
+        let _ = self.notes.send(Note::Written(written));
         Ok(())
     }
 
@@ -167,7 +186,7 @@ impl Appender {
         if segment.file.metadata()?.len() > *length {
             self.disk.cut(&segment.file, *length)?;
             let cut = Written { segment: segment.clone(), end: *length, acks: Vec::new() };
-            let _ = self.written.send(cut);
+            let _ = self.notes.send(Note::Written(cut));
         }
         Ok(())
     }
@@ -190,6 +209,9 @@ fn report<T>(
 pub(super) struct Syncer {
     pub(super) dir: Arc<PathBuf>,
     pub(super) disk: Arc<dyn Disk>,
+    pub(super) runs: Arc<Runs>,
+    /// The checkpoint in the folder.
+    pub(super) checkpoint: Position,
     pub(super) durable: watch::Sender<Position>,
     pub(super) health: watch::Sender<Health>,
     /// Segments with bytes that are not on disk, and up to where those are written.
@@ -204,9 +226,9 @@ pub(super) struct Syncer {
 
 impl Syncer {
     /// Works until the appender is gone and what it wrote was synced, or once more could not be.
-    pub(super) fn run(mut self, written: Receiver<Written>) {
+    pub(super) fn run(mut self, notes: Receiver<Note>) {
         let mut retry: Option<Duration> = None;
-        while self.wait(&written, retry) {
+        while self.wait(&notes, retry) {
             let synced = self.sync();
             report(&self.health, |health| &mut health.sync, &synced);
             retry = match synced {
@@ -216,17 +238,18 @@ impl Syncer {
         }
         let synced = self.sync();
         report(&self.health, |health| &mut health.sync, &synced);
+        self.keep_checkpoint(1);
     }
 
     /// Notes what was written until a sync is due: after `pause`, or without one as soon as there is something.
     /// `false` when the appender is gone.
-    fn wait(&mut self, written: &Receiver<Written>, pause: Option<Duration>) -> bool {
+    fn wait(&mut self, notes: &Receiver<Note>, pause: Option<Duration>) -> bool {
         let due = pause.map(|pause| Instant::now() + pause);
         loop {
             let left = due.map(|due| due.saturating_duration_since(Instant::now()));
             let next = match left {
-                None => written.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(left) => written.recv_timeout(left),
+                None => notes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(left) => notes.recv_timeout(left),
             };
             match next {
                 Ok(next) => self.note(next),
@@ -234,17 +257,31 @@ impl Syncer {
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
             if left.is_none_or(|left| left.is_zero()) {
-                written.try_iter().for_each(|next| self.note(next));
+                notes.try_iter().for_each(|next| self.note(next));
                 return true;
             }
         }
     }
 
-    fn note(&mut self, written: Written) {
-        let Written { segment, end, acks } = written;
+    fn note(&mut self, note: Note) {
+        let Written { segment, end, acks } = match note {
+            Note::Checkpoint => return self.keep_checkpoint(CHECKPOINT_STEP),
+            Note::Written(written) => written,
+        };
         self.dirty.insert(segment.number, (segment, end));
         for (run, attempt, next_seq) in acks {
             self.acks.insert(attempt, (run, next_seq));
+        }
+    }
+
+    /// Keeps a checkpoint that is `step` bytes further than the last, or in a later segment. When it can't be
+    /// kept, more will be read at the next start.
+    fn keep_checkpoint(&mut self, step: u64) {
+        let durable = *self.durable.borrow();
+        let (at, last) = (self.runs.checkpoint(durable), self.checkpoint);
+        let far = at.segment > last.segment || at.offset >= last.offset.saturating_add(step);
+        if at > last && far && checkpoint::keep(&self.dir, at).is_ok() {
+            self.checkpoint = at;
         }
     }
 

@@ -33,8 +33,7 @@ async fn survive(crash: Crash) {
     let dir = tempfile::tempdir().unwrap();
     let config = LogConfig { segment_bytes: crash.segment_bytes, ..LogConfig::default() };
     let disk = Arc::new(FailingDisk::default());
-    let (store, _) =
-        LogStore::open_on(disk.clone(), dir.path(), config, Position::default(), &|_| true).unwrap();
+    let (store, _) = LogStore::open_on(disk.clone(), dir.path(), config, &|_| true).unwrap();
     let mut durable = [0; 4];
     let mut written = [0; 4];
     for (index, &number) in crash.blocks.iter().enumerate() {

@@ -103,7 +103,7 @@ fn open_failing(dir: &Path) -> (Arc<FailingDisk>, LogStore) {
 
 fn open_failing_with(dir: &Path, config: LogConfig) -> (Arc<FailingDisk>, LogStore) {
     let disk = Arc::new(FailingDisk::default());
-    let (store, _) = LogStore::open_on(disk.clone(), dir, config, Position::default(), &|_| true).unwrap();
+    let (store, _) = LogStore::open_on(disk.clone(), dir, config, &|_| true).unwrap();
     (disk, store)
 }
 
@@ -183,6 +183,8 @@ fn what_was_written_but_not_noted_when_a_sync_failed_is_written_again() {
     let mut syncer = Syncer {
         dir: Arc::new(dir.path().to_owned()),
         disk: disk.clone(),
+        runs: Arc::default(),
+        checkpoint: Position::default(),
         durable: watch::Sender::default(),
         health: watch::Sender::default(),
         dirty: BTreeMap::from([(1, (segment.clone(), ends[0]))]),

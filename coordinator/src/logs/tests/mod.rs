@@ -1,8 +1,10 @@
 //! The log store on real files.
 
+mod checkpoint;
 mod chronological;
 mod crash;
 mod disk;
+mod kept;
 mod order;
 mod recovery;
 
@@ -43,7 +45,7 @@ fn open(dir: &Path) -> (LogStore, Recovery) {
 }
 
 fn open_with(dir: &Path, config: LogConfig) -> (LogStore, Recovery) {
-    LogStore::open(dir, config, Position::default(), &|_| true).unwrap()
+    LogStore::open(dir, config, &|_| true).unwrap()
 }
 
 /// All entries of an attempt from `from` on, checked to be in sequence.

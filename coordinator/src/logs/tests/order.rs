@@ -30,7 +30,7 @@ async fn duplicates_are_dropped_and_gaps_and_overlaps_are_refused() {
     store.append(block(one, 10, 1)).await.unwrap();
     assert_eq!(store.seal(one).await, Ok(extents.clone()), "again");
     assert_eq!(extents.iter().map(|extent| extent.entries).sum::<u64>(), 11);
-    assert_eq!(texts(store.read_extents(extents, 5), 5).await, expected_texts(one, 5..11));
+    assert_eq!(texts(store.read_extents(one, extents, 5), 5).await, expected_texts(one, 5..11));
 }
 
 #[tokio::test]
@@ -110,11 +110,11 @@ async fn followers_see_every_entry_of_many_attempts_once_while_the_log_grows() {
         assert!(of_one.eq(0..3 * BLOCKS), "attempt {number}");
     }
     assert!(store.read_feed(run, FeedPosition::default()).unwrap().is_none(), "it was closed");
-    let again = store.read_kept_feed(kept.clone(), FeedPosition::default()).unwrap();
+    let again = store.read_kept_feed(run, kept.clone(), FeedPosition::default()).unwrap();
     assert_eq!(feed_entries(again).await, seen);
     for entry in [0, 1, 2, 3] {
         let from = FeedPosition { block: 100, entry };
-        let rest = store.read_kept_feed(kept.clone(), from).unwrap();
+        let rest = store.read_kept_feed(run, kept.clone(), from).unwrap();
         assert_eq!(feed_entries(rest).await, seen[300 + entry as usize..], "from {from:?}");
     }
 }
@@ -163,6 +163,7 @@ async fn blocks_of_one_attempt_behind_one_another_share_an_extent() {
     store.append(block(attempt(2), 0, 1)).await.unwrap();
     store.append(block(attempt(1), 100, 1)).await.unwrap();
     let extents = store.extents(attempt(1)).unwrap();
-    let shape: Vec<_> = extents.iter().map(|e| (e.first_seq, e.entries, e.first_arrival, e.blocks)).collect();
+    let shape: Vec<_> =
+        extents.iter().map(|e| (e.first_seq, e.entries, e.first_arrival, e.arrivals)).collect();
     assert_eq!(shape, [(0, 100, 0, 100), (100, 1, 101, 1)]);
 }

@@ -131,7 +131,7 @@ async fn segments_behind_one_with_a_torn_tail_are_cut_with_it() {
     let disk = Arc::new(disk::FailingDisk::default());
     disk.fail_syncs(true);
     disk.allow_open_sync();
-    let (store, _) = LogStore::open_on(disk, dir.path(), small, Position::default(), &|_| true).unwrap();
+    let (store, _) = LogStore::open_on(disk, dir.path(), small, &|_| true).unwrap();
     store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
     for seq in 0..4 {
         store.append(block(attempt(1), seq, 1)).await.unwrap();
@@ -174,7 +174,7 @@ async fn a_file_that_is_no_segment_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let foreign = b"something else entirely, longer than a header".to_vec();
     fs::write(segment_file(dir.path(), 1), &foreign).unwrap();
-    let refused = LogStore::open(dir.path(), LogConfig::default(), Position::default(), &|_| true);
+    let refused = LogStore::open(dir.path(), LogConfig::default(), &|_| true);
     assert!(refused.unwrap_err().to_string().contains("segment 1 is no log segment"));
     assert_eq!(fs::read(segment_file(dir.path(), 1)).unwrap(), foreign);
 }
@@ -199,13 +199,13 @@ async fn segments_go_when_their_runs_are_closed_and_nothing_of_them_is_kept() {
     let checkpoint = store.checkpoint();
     assert!(checkpoint > first);
     assert_eq!(store.drop_segments(|number| number == 2).unwrap(), [1, 3]);
-    let mut reader = store.read_extents(kept.clone(), 0);
+    let mut reader = store.read_extents(attempt(1), kept.clone(), 0);
     assert!(matches!(reader.next().await, Err(ReadError::Gone(1))));
-    let second = store.read_extents(kept, 1).next().await.unwrap().unwrap();
+    let second = store.read_extents(attempt(1), kept, 1).next().await.unwrap().unwrap();
     assert_eq!(second.block.first_seq(), 1);
     store.close().await;
 
-    let (store, recovery) = LogStore::open(dir.path(), small, checkpoint, &|run| run == pack_run(9)).unwrap();
+    let (store, recovery) = LogStore::open(dir.path(), small, &|run| run == pack_run(9)).unwrap();
     assert_eq!(recovery, Recovery { blocks: 1, ..Recovery::default() });
     assert_eq!((readable(&store, 1), readable(&store, 2)), (0, 1));
 }
