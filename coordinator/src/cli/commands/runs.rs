@@ -86,10 +86,10 @@ impl RunsCommand {
             Self::Cancel { run } => {
                 let id = resolve::pack_run(&client, &run).await?;
                 let path = ["v1", "pack-runs", &id.to_string(), "cancel"];
-                let answer =
-                    client.post::<serde_json::Value>(&path, &serde_json::json!({}), Repeat::Always).await?;
-                output::show(world, session.format, &answer.body, |_| {
-                    format!("pack run {id} is being canceled")
+                let answer = client.post::<PackRun>(&path, &serde_json::json!({}), Repeat::Always).await?;
+                output::show(world, session.format, &answer.body, |_| match answer.value.state {
+                    PackRunState::Canceled => format!("pack run {id} is canceled"),
+                    _ => format!("pack run {id} is being canceled"),
                 })?;
             }
             Self::Retry { run, failed, until } => {
