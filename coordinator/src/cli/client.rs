@@ -6,6 +6,7 @@ mod refusal;
 mod sse;
 mod tls;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -114,6 +115,15 @@ impl Client {
             .map_err(|error| Error::invalid(format!("cannot set up a client: {}", cause(&error))))?;
         let (token, idempotency_key) = (connection.token.clone(), idempotency_key.to_owned());
         Ok(Self { http, base, token, idempotency_key })
+    }
+
+    /// Whether the token can be read on its way.
+    #[must_use]
+    pub fn exposes_token(&self) -> bool {
+        let host = self.base.host_str().unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        self.token.is_some() && self.base.scheme() == "http" && !local
     }
 
     /// Reads what lies at these segments of a path.

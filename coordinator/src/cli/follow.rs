@@ -25,15 +25,12 @@ pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> R
     let keys = start.value.job_runs.iter().flatten().map(|job_run| &job_run.key);
     let look = Look { color: world.out.color, terminal: world.out.terminal, timestamps: false, keys: true };
     let mut lines = Lines::new(look, keys);
-    until_end(world, client, run, |world, happened| {
-        let shown = match happened {
-            Happened::Log(entry) => lines.entry(entry).into_iter().collect(),
-            Happened::State(event) => lines.state(&event),
-            Happened::Artifact(event) => vec![lines.artifact(&event)],
-            Happened::End(_) => lines.finish(None),
-            Happened::Lost(_) | Happened::Back => Vec::new(),
-        };
-        Ok(shown.into_iter().try_for_each(|line| world.out.line(line))?)
+    until_end(world, client, run, |happened| match happened {
+        Happened::Log(entry) => lines.entry(entry).into_iter().collect(),
+        Happened::State(event) => lines.state(&event),
+        Happened::Artifact(event) => vec![lines.artifact(&event)],
+        Happened::End(_) => lines.finish(None),
+        Happened::Lost(_) | Happened::Back => Vec::new(),
     })
     .await?;
     let end = pack_run(client, run).await?.value;
@@ -51,21 +48,22 @@ pub async fn wait(
     run: PackRunId,
     format: Format,
 ) -> Result<Exit, Error> {
-    until_end(world, client, run, |_, _| Ok(())).await?;
+    until_end(world, client, run, |_| Vec::new()).await?;
     let end = pack_run(client, run).await?;
     output::show(world, format, &end.body, |color| summary(&end.value, color))?;
     Ok(Exit::of_run(end.value.state))
 }
 
-/// Gives everything that happens in a pack run to `take`, to its end. Of lost connections it tells people itself.
+/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections it tells people
+/// itself.
 ///
 /// # Errors
-/// When the coordinator refuses, `take` fails, or Ctrl-C is pressed.
+/// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
 pub async fn until_end(
     world: &mut World<'_>,
     client: &Client,
     run: PackRunId,
-    mut take: impl FnMut(&mut World<'_>, Happened) -> Result<(), Error>,
+    mut lines: impl FnMut(Happened) -> Vec<String>,
 ) -> Result<(), Error> {
     let interrupt = world.interrupt.clone();
     let mut stop = pin!(interrupt.wait());
@@ -80,16 +78,25 @@ pub async fn until_end(
             }
             happened = feed.next() => happened?,
         };
-        match &happened {
-            Happened::Lost(why) => {
-                let why = output::printable(why);
-                world.err.line(format_args!("lost the coordinator: {why}; trying to reach it again"))?;
+        // One write for all that has come: a fast job's lines are many.
+        let mut text = String::new();
+        let mut ended = false;
+        for happened in happened {
+            match &happened {
+                Happened::Lost(why) => {
+                    let why = output::printable(why);
+                    world.err.line(format_args!("lost the coordinator: {why}; trying to reach it again"))?;
+                }
+                Happened::Back => world.err.line("reached the coordinator again")?,
+                Happened::End(_) => ended = true,
+                Happened::Artifact(_) | Happened::Log(_) | Happened::State(_) => {}
             }
-            Happened::Back => world.err.line("reached the coordinator again")?,
-            _ => {}
+            for line in lines(happened) {
+                text.push_str(&line);
+                text.push('\n');
+            }
         }
-        let ended = matches!(happened, Happened::End(_));
-        take(world, happened)?;
+        world.out.raw(text.as_bytes())?;
         if ended {
             return Ok(());
         }

@@ -137,7 +137,7 @@ impl Lines {
             let text = printable_log(text);
             line.push_str(&text);
             // A colour that the line left on would run into the next key.
-            if text.contains('\u{1b}') {
+            if text.contains('\u{1b}') && !text.ends_with("\u{1b}[0m") {
                 line.push_str("\u{1b}[0m");
             }
         } else {
@@ -156,7 +156,8 @@ impl Lines {
             let _ = write!(start, "{} ", Style::Dim.paint(&time.to_string(), self.look.color));
         }
         if self.look.keys {
-            let _ = write!(start, "{key:width$} ", width = self.width);
+            let shown = format!("{key:width$} ", width = self.width);
+            start.push_str(&Style::of_key(key.as_str()).paint(&shown, self.look.color));
         }
         start
     }
@@ -206,9 +207,12 @@ mod tests {
     fn a_terminal_gets_colours_and_no_other_commands() {
         let mut lines = lines(Look { color: true, terminal: true, ..KEYS });
         let line = lines.entry(entry("lint", "stderr", "\u{1b}[1mx\u{1b}[2J", false)).unwrap();
-        assert_eq!(line, "lint    \u{1b}[31m!\u{1b}[0m \u{1b}[1mx\\u{1b}[2J\u{1b}[0m");
+        assert_eq!(line, "\u{1b}[94mlint    \u{1b}[0m\u{1b}[31m!\u{1b}[0m \u{1b}[1mx\\u{1b}[2J\u{1b}[0m");
         let failed = lines.state(&state(Some("lint"), "failed", Some(1), Some("exit code 3")));
-        assert_eq!(failed, ["lint      \u{1b}[31mfailed: exit code 3, attempt 1\u{1b}[0m"]);
+        assert_eq!(
+            failed,
+            ["\u{1b}[94mlint    \u{1b}[0m  \u{1b}[31mfailed: exit code 3, attempt 1\u{1b}[0m"]
+        );
     }
 
     #[test]

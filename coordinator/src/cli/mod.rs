@@ -45,15 +45,28 @@ use self::world::World;
 
 /// Runs packs of jobs on a fleet of agents.
 #[derive(Debug, Parser)]
-#[command(name = "packrun", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "packrun",
+    bin_name = "packrun",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "Example:\n  packrun pack register build.yaml\n  packrun run build --follow\n
 Exit codes: 0 done, or the pack run completed; 1 it ended partially_failed or failed; 2 usage or invalid input; \
                   3 it was canceled; 4 the coordinator can't be reached, or doesn't allow it.")]
 struct Cli {
     #[command(flatten)]
     connection: ConnectionArgs,
-    /// How to show it
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    /// How to show it: `table` for people, or `json`, the body of the API's answer
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "FORMAT"
+    )]
     output: Format,
     #[command(subcommand)]
     command: Command,
@@ -102,12 +115,16 @@ struct Session {
 
 impl Session {
     /// A client whose POSTs carry a key of their own.
-    fn client(&self, world: &World<'_>) -> Result<Client, Error> {
+    fn client(&self, world: &mut World<'_>) -> Result<Client, Error> {
         self.client_with(world, &uuid::Uuid::now_v7().to_string())
     }
 
-    fn client_with(&self, world: &World<'_>, idempotency_key: &str) -> Result<Client, Error> {
-        Client::new(&self.connection.resolve(world)?, idempotency_key)
+    fn client_with(&self, world: &mut World<'_>, idempotency_key: &str) -> Result<Client, Error> {
+        let client = Client::new(&self.connection.resolve(world)?, idempotency_key)?;
+        if client.exposes_token() {
+            world.err.line("warning: the token goes over the network unencrypted; use https and --ca")?;
+        }
+        Ok(client)
     }
 }
 

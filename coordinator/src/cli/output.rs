@@ -50,9 +50,14 @@ pub enum Style {
     Bad,
     /// Of note.
     Warn,
+    /// Of one of several things that are told apart: one of [`NAME_COLORS`].
+    Name(u8),
     /// As it is.
     Plain,
 }
+
+/// Colours that say neither good nor bad.
+const NAME_COLORS: [&str; 6] = ["34", "35", "36", "94", "95", "96"];
 
 impl Style {
     /// How the state of a pack run, job run, attempt or agent is shown.
@@ -67,8 +72,17 @@ impl Style {
         }
     }
 
-    const fn code(self) -> &'static str {
+    /// How a job run's key is shown, the same every time.
+    #[must_use]
+    pub fn of_key(key: &str) -> Self {
+        Self::Name(key.bytes().fold(0, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte)))
+    }
+
+    fn code(self) -> &'static str {
         match self {
+            Self::Name(number) => {
+                NAME_COLORS.get(usize::from(number) % NAME_COLORS.len()).copied().unwrap_or_default()
+            }
             Self::Dim => "2",
             Self::Good => "32",
             Self::Bad => "31",

@@ -41,8 +41,9 @@ pub async fn pack_run(client: &Client, text: &str) -> Result<PackRunId, Error> {
     let mut cursor: Option<String> = None;
     let mut last: Option<String> = None;
     for _ in 0..PAGES_MAX {
-        let query = cursor.as_deref().map(|cursor| ("cursor", cursor));
-        let page = client.get::<Page<PackRun>>(&["v1", "pack-runs"], query.as_slice()).await?.value;
+        let query = [("limit", "500")].into_iter().chain(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+        let query: Vec<_> = query.collect();
+        let page = client.get::<Page<PackRun>>(&["v1", "pack-runs"], &query).await?.value;
         // Ids ascend with time and the list begins with the newest, so the search ends behind the prefix. Where
         // the order is another, all pages are read.
         let ids: Vec<_> = page.items.iter().map(|run| run.id.to_string()).collect();

@@ -8,8 +8,8 @@ use std::time::Duration;
 use packrun_protocol::id::{AttemptNumber, PackRunId};
 use packrun_protocol::name::JobKey;
 use packrun_protocol::time::Timestamp;
-use reqwest::Response;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
+use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::sse::{self, Parser};
@@ -48,6 +48,8 @@ pub struct Feed<'c> {
     pause: Duration,
     /// Whether [`Happened::Lost`] was given and [`Happened::Back`] was not.
     lost: bool,
+    /// Why nothing more can be read, once what came before is given.
+    failed: Option<Error>,
     seen: Seen,
 }
 
@@ -55,32 +57,38 @@ impl<'c> Feed<'c> {
     /// The feed of a pack run from its start.
     #[must_use]
     pub fn new(client: &'c Client, run: PackRunId) -> Self {
-        let (parser, seen) = (Parser::default(), Seen::default());
-        let run = run.to_string();
-        Self { client, run, response: None, parser, last_id: None, pause: PAUSE, lost: false, seen }
+        Self {
+            client,
+            run: run.to_string(),
+            response: None,
+            parser: Parser::default(),
+            last_id: None,
+            pause: PAUSE,
+            lost: false,
+            failed: None,
+            seen: Seen::default(),
+        }
     }
 
-    /// What happens next. Not cancel-safe: what had come may be lost.
+    /// What happens next: all that has come, at least one. Not cancel-safe: what had come may be lost.
     ///
     /// # Errors
     /// When the coordinator refuses, or sends what is no feed. A lost connection is no error.
-    pub async fn next(&mut self) -> Result<Happened, Error> {
+    pub async fn next(&mut self) -> Result<Vec<Happened>, Error> {
         loop {
-            let event = self.parser.next();
-            let event = event.map_err(|sse::TooLong| misread(&"an event is longer than any may be"))?;
-            if let Some(event) = event {
-                self.pause = PAUSE;
-                if event.id.is_some() {
-                    self.last_id = event.id;
-                }
-                match self.take(&event.kind, &event.data)? {
-                    Some(happened) => return Ok(happened),
-                    None => continue,
-                }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+            let happened = self.come();
+            if !happened.is_empty() {
+                return Ok(happened);
+            }
+            if self.failed.is_some() {
+                continue;
             }
             let Some(response) = &mut self.response else {
                 match self.connect().await? {
-                    Some(happened) => return Ok(happened),
+                    Some(happened) => return Ok(vec![happened]),
                     None => continue,
                 }
             };
@@ -95,18 +103,51 @@ impl<'c> Feed<'c> {
             self.response = None;
             self.parser = Parser::default();
             if !mem::replace(&mut self.lost, true) {
-                return Ok(Happened::Lost(why));
+                return Ok(vec![Happened::Lost(why)]);
+            }
+        }
+    }
+
+    /// What has come and is news.
+    fn come(&mut self) -> Vec<Happened> {
+        let mut happened = Vec::new();
+        loop {
+            let taken = match self.parser.next() {
+                Ok(None) => return happened,
+                Ok(Some(event)) => {
+                    self.pause = PAUSE;
+                    if event.id.is_some() {
+                        self.last_id = event.id;
+                    }
+                    self.take(&event.kind, &event.data)
+                }
+                Err(sse::TooLong) => Err(misread(&"an event is longer than any may be")),
+            };
+            match taken {
+                Ok(news) => happened.extend(news),
+                Err(error) => {
+                    self.failed = Some(error);
+                    return happened;
+                }
             }
         }
     }
 
     async fn connect(&mut self) -> Result<Option<Happened>, Error> {
+        if self.lost {
+            // Also where a connection can be made but brings nothing.
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+        }
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         if let Some(id) = self.last_id.as_ref().and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert("last-event-id", id);
         }
         let why = match self.client.open(&["v1", "pack-runs", &self.run, "stream"], headers).await {
+            Ok(response) if response.status() == StatusCode::NO_CONTENT => {
+                return Err(misread(&"the feed ended without saying how"));
+            }
             Ok(response) => {
                 self.response = Some(response);
                 return Ok(mem::take(&mut self.lost).then_some(Happened::Back));
@@ -115,12 +156,7 @@ impl<'c> Feed<'c> {
             Err(Failure::Refused(Refusal::Passing(error))) => error.message,
             Err(Failure::Lost(why)) => why,
         };
-        if !mem::replace(&mut self.lost, true) {
-            return Ok(Some(Happened::Lost(why)));
-        }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
-        Ok(None)
+        Ok((!mem::replace(&mut self.lost, true)).then_some(Happened::Lost(why)))
     }
 
     /// What an event says, if it is news. An event of a kind that is not known here is none.

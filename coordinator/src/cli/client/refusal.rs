@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use reqwest::{Response, StatusCode};
 
 use super::{Refusal, body};
-use crate::api::types::Problem;
+use crate::api::types::{Fault, Problem};
 use crate::cli::exit::{Error, Kind};
 use crate::cli::output::printable;
 
@@ -48,12 +48,17 @@ fn read(status: StatusCode, body: &[u8]) -> Refusal {
 /// What the problem is, and the faults of a file on lines of their own, as compilers report them.
 fn words(problem: &Problem) -> String {
     let mut words = printable(if problem.detail.is_empty() { &problem.title } else { &problem.detail });
-    for fault in &problem.errors {
+    // A fault without a place may be what the whole says.
+    let all = words.clone();
+    let told = |fault: &&Fault| fault.line.is_some() || !all.contains(&printable(&fault.message));
+    for fault in problem.errors.iter().filter(told) {
         words.push('\n');
-        for place in [fault.line, fault.column].into_iter().flatten() {
+        let places: Vec<_> = [fault.line, fault.column].into_iter().flatten().collect();
+        for place in &places {
             let _ = write!(words, "{place}:");
         }
-        let _ = write!(words, " {}", printable(&fault.message));
+        words.push_str(if places.is_empty() { "- " } else { " " });
+        words.push_str(&printable(&fault.message));
         if let Some(suggestion) = &fault.suggestion {
             let _ = write!(words, "; did you mean `{}`?", printable(suggestion));
         }
@@ -93,11 +98,13 @@ mod tests {
     fn a_problem_is_told_with_its_faults_and_without_commands_to_the_terminal() {
         let body = br#"{"type":"urn:packrun:problem:invalid-pack","title":"invalid pack","status":422,
             "detail":"the pack has 1 fault\u001b[2J","errors":[{"line":7,"column":5,"kind":"unknown_key",
-            "message":"unknown key `neds`","suggestion":"needs"}]}"#;
+            "message":"unknown key `neds`","suggestion":"needs"},
+            {"line":null,"column":null,"kind":"limit","message":"has 1 fault"},
+            {"line":null,"column":null,"kind":"limit","message":"it is too large"}]}"#;
         let Refusal::Final(error) = read(StatusCode::UNPROCESSABLE_ENTITY, body) else { panic!() };
         assert_eq!(
             error.message,
-            "the pack has 1 fault\\u{1b}[2J\n7:5: unknown key `neds`; did you mean `needs`?"
+            "the pack has 1 fault\\u{1b}[2J\n7:5: unknown key `neds`; did you mean `needs`?\n- it is too large"
         );
     }
 }

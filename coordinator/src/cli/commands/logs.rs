@@ -48,16 +48,12 @@ impl LogsArgs {
             timestamps: self.timestamps,
             keys: keys.len() != 1,
         };
-        let (lines, text) = (Lines::new(look, keys), String::new());
-        let mut show = Show { job: self.job, since, format: session.format, lines, text };
+        let mut show = Show { job: self.job, since, format: session.format, lines: Lines::new(look, keys) };
         if self.follow {
-            follow::until_end(world, &client, run, |world, happened| {
-                match happened {
-                    Happened::Log(entry) => show.entry(entry),
-                    Happened::End(_) => show.rest(),
-                    _ => {}
-                }
-                show.out(world)
+            follow::until_end(world, &client, run, |happened| match happened {
+                Happened::Log(entry) => show.entry(entry).into_iter().collect(),
+                Happened::End(_) => show.rest(),
+                _ => Vec::new(),
             })
             .await?;
         } else {
@@ -96,56 +92,40 @@ async fn pages(client: &Client, run: PackRunId, world: &mut World<'_>, show: &mu
         let page = client.get::<Page<LogEntry>>(&path, &query).await?.value;
         // While the run lives there is always a next page; the one that has nothing is the last for now.
         let empty = page.items.is_empty();
-        for entry in page.items {
-            show.entry(entry);
+        let mut lines: Vec<_> = page.items.into_iter().filter_map(|entry| show.entry(entry)).collect();
+        let next = page.next_cursor.filter(|next| !empty && cursor.as_ref() != Some(next));
+        if next.is_none() {
+            lines.extend(show.rest());
         }
-        show.out(world)?;
-        match page.next_cursor {
-            Some(next) if !empty && cursor.as_ref() != Some(&next) => cursor = Some(next),
-            _ => {
-                show.rest();
-                return show.out(world);
-            }
+        lines.push(String::new());
+        world.out.raw(lines.join("\n").as_bytes())?;
+        match next {
+            Some(_) => cursor = next,
+            None => return Ok(()),
         }
     }
 }
 
-/// Makes text of the entries that are wanted.
+/// Makes lines of the entries that are wanted.
 struct Show {
     job: Option<String>,
     since: Option<Timestamp>,
     format: Format,
     lines: Lines,
-    text: String,
 }
 
 impl Show {
-    fn entry(&mut self, entry: LogEntry) {
+    fn entry(&mut self, entry: LogEntry) -> Option<String> {
         if !chosen(&entry.key, self.job.as_deref()) || self.since.is_some_and(|since| entry.time < since) {
-            return;
+            return None;
         }
-        let line = match self.format {
+        match self.format {
             Format::Table => self.lines.entry(entry),
             Format::Json => serde_json::to_string(&entry).ok(),
-        };
-        self.add(line);
-    }
-
-    fn rest(&mut self) {
-        let rest = self.lines.finish(None);
-        self.add(rest);
-    }
-
-    fn add(&mut self, lines: impl IntoIterator<Item = String>) {
-        for line in lines {
-            self.text.push_str(&line);
-            self.text.push('\n');
         }
     }
 
-    fn out(&mut self, world: &mut World<'_>) -> Result<(), Error> {
-        world.out.raw(self.text.as_bytes())?;
-        self.text.clear();
-        Ok(())
+    fn rest(&mut self) -> Vec<String> {
+        self.lines.finish(None)
     }
 }

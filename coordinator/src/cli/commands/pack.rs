@@ -4,9 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use clap::Subcommand;
-use serde_json::Value;
-
 use super::diff;
 use crate::api::types::{PackContent, PackVersion};
 use crate::cli::Session;
@@ -16,6 +13,7 @@ use crate::cli::exit::{Error, Exit, Kind};
 use crate::cli::output::{self, Format, printable, time};
 use crate::cli::world::World;
 use crate::pack::{self, FILE_BYTES_MAX};
+use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum PackCommand {
@@ -149,15 +147,10 @@ pub(in crate::cli) async fn register(
 }
 
 async fn content(client: &Client, pack: &PackRef) -> Result<Answer<PackContent>, Error> {
-    let version = match pack.version {
-        Some(version) => version.to_string(),
-        None => {
-            let newest = client.get::<Value>(&["v1", "packs", pack.name.as_str()], &[]).await?;
-            let version = newest.value.get("version").and_then(Value::as_u64);
-            version.ok_or_else(|| Error::unreachable("the pack's newest version is not said"))?.to_string()
-        }
-    };
-    client.get(&["v1", "packs", pack.name.as_str(), "versions", &version], &[]).await
+    match pack.version.map(|version| version.to_string()) {
+        Some(version) => client.get(&["v1", "packs", pack.name.as_str(), "versions", &version], &[]).await,
+        None => client.get(&["v1", "packs", pack.name.as_str()], &[]).await,
+    }
 }
 
 fn described(content: &PackContent) -> String {

@@ -23,7 +23,7 @@ pub(in crate::cli) enum RunsCommand {
         #[arg(long, value_parser = state)]
         state: Option<PackRunState>,
         /// How many at most
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
         limit: u32,
         /// Go on where a list ended, with what it printed
         #[arg(long)]
@@ -86,10 +86,10 @@ impl RunsCommand {
             Self::Cancel { run } => {
                 let id = resolve::pack_run(&client, &run).await?;
                 let path = ["v1", "pack-runs", &id.to_string(), "cancel"];
-                let answer =
-                    client.post::<serde_json::Value>(&path, &serde_json::json!({}), Repeat::Always).await?;
-                output::show(world, session.format, &answer.body, |_| {
-                    format!("pack run {id} is being canceled")
+                let answer = client.post::<PackRun>(&path, &serde_json::json!({}), Repeat::Always).await?;
+                output::show(world, session.format, &answer.body, |_| match answer.value.state {
+                    PackRunState::Canceled => format!("pack run {id} is canceled"),
+                    _ => format!("pack run {id} is being canceled"),
                 })?;
             }
             Self::Retry { run, failed, until } => {

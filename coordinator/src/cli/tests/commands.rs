@@ -36,11 +36,11 @@ async fn coordinator() -> Scripted {
     Scripted::with([
         ("POST /v1/packs".to_owned(), version(3)),
         ("GET /v1/packs".into(), page(json!([version(2)]))),
-        ("GET /v1/packs/build".into(), version(2)),
+        ("GET /v1/packs/build".into(), content(2, "name: build\njobs: b\n")),
         ("GET /v1/packs/build/versions/1".into(), content(1, "name: build\njobs: a\n")),
         ("GET /v1/packs/build/versions/2".into(), content(2, "name: build\njobs: b\n")),
         ("POST /v1/pack-runs".into(), pack_run("pending")),
-        ("GET /v1/pack-runs".into(), page(json!([pack_run("failed")]))),
+        ("GET /v1/pack-runs?limit=500".into(), page(json!([pack_run("failed")]))),
         (
             "GET /v1/pack-runs?pack=build&state=failed&limit=5".into(),
             json!({"items": [pack_run("failed")], "next_cursor": "c1"}),

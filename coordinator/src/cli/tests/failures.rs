@@ -1,6 +1,8 @@
 //! What happens when the coordinator can't be reached, refuses, or is none.
 
 use super::*;
+use crate::cli::client::Client;
+use crate::cli::settings::Connection;
 
 #[tokio::test]
 async fn a_coordinator_that_is_not_there_is_4_and_says_where_it_was_looked_for() {
@@ -111,4 +113,18 @@ async fn what_would_make_a_second_secret_is_not_sent_again() {
     served.abort();
     assert_eq!(ran.code, 4);
     assert!(ran.err.contains("it may have been done"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_token_is_not_sent_in_the_clear_without_a_word() {
+    let exposes = |server: &str, token: Option<&str>| {
+        let token = token.map(str::to_owned);
+        let connection = Connection { server: server.to_owned(), token, ca: None };
+        Client::new(&connection, "key").unwrap().exposes_token()
+    };
+    for local in ["http://127.0.0.1:7080", "http://localhost", "http://[::1]:7080/base/"] {
+        assert!(!exposes(local, Some("t")), "{local}");
+    }
+    assert!(exposes("http://10.0.0.1:7080", Some("t")) && exposes("http://ci.example", Some("t")));
+    assert!(!exposes("http://ci.example", None));
 }

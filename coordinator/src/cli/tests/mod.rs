@@ -6,6 +6,7 @@ mod failures;
 mod follow;
 mod parse;
 mod settings;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
