@@ -29,7 +29,7 @@ use crate::core::event::{Arrival, Capacity, Command, LogIndex, Report};
 use crate::core::tests::make::{enrolment, outcome};
 use crate::core::{Config, Core};
 use crate::engine::{self, Messages, Session, ToSession};
-use crate::logs::{LogConfig, LogStore, Position};
+use crate::logs::{LogConfig, LogStore};
 use crate::store::Store;
 
 /// Longer than any answer takes on a busy machine.
@@ -82,9 +82,7 @@ impl Site {
         let acquired = store.acquire().await.unwrap();
         let clock = Clock::start();
         let core = Core::new(Config::default(), acquired.0.epoch(), clock.now());
-        let (logs, _) =
-            LogStore::open(&folder.path().join("logs"), LogConfig::default(), Position::default(), &|_| true)
-                .unwrap();
+        let (logs, _) = LogStore::open(&folder.path().join("logs"), LogConfig::default(), &|_| true).unwrap();
         let app = App {
             engine: engine::start(core, store, acquired, clock),
             logs,
