@@ -34,6 +34,7 @@ pub mod token;
 pub mod types;
 
 use axum::extract::FromRef;
+use axum::middleware::map_response;
 use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use packrun_protocol::time::{Clock, Timestamp};
@@ -105,6 +106,7 @@ pub fn router(app: App) -> axum::Router {
     routes
         .fallback(limits::not_found)
         .method_not_allowed_fallback(limits::method_not_allowed)
+        .layer(map_response(limits::not_sniffed))
         .layer(TraceLayer::new_for_http())
         .with_state(api)
 }
@@ -118,8 +120,10 @@ fn routes(limits: &Limits) -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
             .merge(runs::routes())
             .merge(admin::routes()),
     );
-    let (routes, mut document) =
-        OpenApiRouter::with_openapi(openapi::document()).merge(answered).split_for_parts();
+    let (routes, mut document) = OpenApiRouter::with_openapi(openapi::document())
+        .merge(observe::open_routes())
+        .merge(answered)
+        .split_for_parts();
     openapi::complete(&mut document);
     (routes, document)
 }
