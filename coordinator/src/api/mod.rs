@@ -36,6 +36,7 @@ pub mod token;
 pub mod types;
 
 use axum::extract::FromRef;
+use axum::middleware::map_response;
 use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use packrun_protocol::time::{Clock, Timestamp};
@@ -107,6 +108,7 @@ pub fn router(app: App) -> axum::Router {
     routes
         .fallback(limits::not_found)
         .method_not_allowed_fallback(limits::method_not_allowed)
+        .layer(map_response(limits::not_sniffed))
         .layer(TraceLayer::new_for_http())
         .with_state(api)
 }
@@ -122,6 +124,7 @@ fn routes(limits: &Limits) -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
             .merge(streams::pages()),
     );
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::document())
+        .merge(observe::open_routes())
         .merge(answered)
         .merge(streams::routes())
         .split_for_parts();

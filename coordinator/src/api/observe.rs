@@ -14,12 +14,13 @@ use super::types::{Problem, Status};
 use super::{Api, App};
 use crate::engine;
 
+/// What is answered however busy the coordinator is, and to everybody.
+pub(super) fn open_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(openapi))
+}
+
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
-        .routes(routes!(healthz))
-        .routes(routes!(readyz))
-        .routes(routes!(openapi))
-        .routes(routes!(status))
+    OpenApiRouter::new().routes(routes!(status))
 }
 
 /// Whether the process lives.

@@ -1,4 +1,5 @@
-//! From a pack file, or a pack version and its parameters, to a plan: the work that costs processor time and memory.
+//! From a pack file, or a pack version and its parameters, to a plan, and from the store back to that: the work that
+//! costs processor time and memory.
 //! It is done on blocking threads, of which only a few work at a time; what was checked is remembered, within bounds.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,10 +14,13 @@ use super::App;
 use super::problem::{ApiError, ProblemKind};
 use crate::core::plan::Plan;
 use crate::pack::{self, Format, Pack};
-use crate::store::StoreError;
+use crate::store::{Reader, StoreError};
 
 /// Packs that are checked, and plans that are made, at a time. One of them may take some hundred MiB.
 const WORKERS_MAX: usize = 4;
+
+/// Plans that are read from the store at a time. One of them may take a hundred MiB.
+const READERS_MAX: usize = 8;
 
 /// Checked packs remembered.
 const REMEMBERED_MAX: usize = 64;
@@ -72,12 +76,17 @@ impl Remembered {
 #[derive(Debug, Clone)]
 pub(super) struct Planner {
     workers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     remembered: Arc<Mutex<Remembered>>,
 }
 
 impl Default for Planner {
     fn default() -> Self {
-        Self { workers: Arc::new(Semaphore::new(WORKERS_MAX)), remembered: Arc::default() }
+        Self {
+            workers: Arc::new(Semaphore::new(WORKERS_MAX)),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            remembered: Arc::default(),
+        }
     }
 }
 
@@ -123,6 +132,20 @@ impl Planner {
         .await
     }
 
+    /// As [`App::read`], for what reads the plan of a pack run.
+    ///
+    /// # Errors
+    /// With what `look` finds wrong, or when the store can't be read.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        app: &App,
+        look: impl FnOnce(&Reader) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = Arc::clone(&self.readers).acquire_owned().await;
+        let looked = app.read(move |reader| Ok((look(reader)?, permit))).await;
+        looked.map(|(found, _)| found)
+    }
+
     async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Mutex<Remembered>) -> Result<T, ApiError> + Send + 'static,
@@ -141,7 +164,7 @@ fn lock(remembered: &Mutex<Remembered>) -> std::sync::MutexGuard<'_, Remembered>
 }
 
 /// A version's pack, and how large its file is.
-fn checked(reader: &crate::store::Reader, version: &Version) -> Result<(Pack, usize), ApiError> {
+fn checked(reader: &Reader, version: &Version) -> Result<(Pack, usize), ApiError> {
     let Version { name, number } = version;
     let unknown = || ApiError::not_found(format!("pack `{name}` has no version {number}; register it first"));
     let info = reader.version(name, *number)?.ok_or_else(unknown)?;

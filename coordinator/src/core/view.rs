@@ -121,11 +121,11 @@ impl Core {
         Some(Reason::new(&words))
     }
 
-    /// As [`why_queued`](Self::why_queued), for all job runs of a live pack run, by their index. What is said of
-    /// one job run is said of all with the same needs, or the same requirement: those are looked at once.
+    /// As [`why_queued`](Self::why_queued), for all job runs of a live pack run, in the order of their index. What is
+    /// said of one job run is said of all of its job, or with its requirement: those are looked at once.
     #[must_use]
-    pub fn why_all_queued(&self, id: PackRunId) -> BTreeMap<u32, Arc<Reason>> {
-        let Some(run) = self.runs.get(&id) else { return BTreeMap::new() };
+    pub fn why_all_queued(&self, id: PackRunId) -> Vec<(u32, Arc<Reason>)> {
+        let Some(run) = self.runs.get(&id) else { return Vec::new() };
         let (mut blocked, mut queued) = (BTreeMap::new(), BTreeMap::new());
         let reasons = (0..).zip(&run.job_runs).filter_map(|(index, job_run)| {
             let said: &mut Arc<Reason> = match (job_run.state, job_run.ready_at) {

@@ -52,7 +52,11 @@ pub(super) fn whole_pack_run(reader: &Reader, id: PackRunId, waiting: &Waiting) 
         let known = Known {
             row: rows.get(&index),
             attempt: attempts.get(&planned.id),
-            waiting: waiting.get(&index).map(AsRef::as_ref),
+            waiting: waiting
+                .binary_search_by_key(&index, |(index, _)| *index)
+                .ok()
+                .and_then(|at| waiting.get(at))
+                .map(|(_, reason)| reason.as_ref()),
         };
         known.job_run(id, planned.id, &planned.key, &names)
     });

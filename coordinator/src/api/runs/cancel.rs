@@ -8,11 +8,11 @@ use packrun_protocol::id::{JobRunId, PackRunId};
 use packrun_protocol::state::{JobRunState, PackRunState};
 
 use super::body;
-use crate::api::App;
 use crate::api::auth::Operator;
 use crate::api::extract::PathOf;
 use crate::api::problem::{ApiError, ProblemKind};
 use crate::api::types::{JobRun, PackRun, Problem};
+use crate::api::{Api, App};
 use crate::core::event::Command;
 use crate::core::outcome::Refusal;
 use crate::engine::EngineError;
@@ -55,11 +55,11 @@ pub(super) async fn pack_run(
 )]
 pub(super) async fn job_run(
     _: Operator,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<JobRunId>,
 ) -> Result<(StatusCode, Json<JobRun>), ApiError> {
-    let followed = is_followed(&app, Command::CancelJobRun(id)).await?;
-    let job_run = super::job_run(&app, id).await?;
+    let followed = is_followed(&api.app, Command::CancelJobRun(id)).await?;
+    let job_run = super::job_run(&api, id).await?;
     if !followed && job_run.state != JobRunState::Canceled {
         let detail = format!("job run {id} has ended as {}", job_run.state);
         return Err(ApiError::new(ProblemKind::AlreadyEnded, detail));

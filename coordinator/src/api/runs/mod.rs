@@ -5,7 +5,6 @@ mod body;
 mod cancel;
 mod start;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -91,12 +90,12 @@ async fn list(
 )]
 async fn show(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let waiting = app.engine.look(move |core| core.why_all_queued(id)).await.unwrap_or_default();
+    let waiting = api.app.engine.look(move |core| core.why_all_queued(id)).await.unwrap_or_default();
     // The JSON of 20,000 job runs is some megabytes: it is made where it holds up nobody.
-    let body = app.read(move |reader| {
+    let body = api.planner.read(&api.app, move |reader| {
         let run = body::whole_pack_run(reader, id, &waiting)?;
         serde_json::to_vec(&run).map_err(|error| ApiError::internal(&error))
     });
@@ -114,18 +113,18 @@ async fn show(
 )]
 async fn show_job_run(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<JobRunId>,
 ) -> Result<Json<JobRun>, ApiError> {
-    job_run(&app, id).await.map(Json)
+    job_run(&api, id).await.map(Json)
 }
 
 /// A job run with its attempts, from the store and, while it lives, from the core.
-async fn job_run(app: &App, id: JobRunId) -> Result<JobRun, ApiError> {
-    let live = app.engine.look(move |core| Some((core.live_job_run(id)?, core.why_queued(id)))).await;
+async fn job_run(api: &Api, id: JobRunId) -> Result<JobRun, ApiError> {
+    let live = api.app.engine.look(move |core| Some((core.live_job_run(id)?, core.why_queued(id)))).await;
     let live = live.ok().flatten();
-    app.read(move |reader| body::whole_job_run(reader, id, live)).await
+    api.planner.read(&api.app, move |reader| body::whole_job_run(reader, id, live)).await
 }
 
-/// Why job runs are blocked or queued, by their index.
-type Waiting = BTreeMap<u32, Arc<Reason>>;
+/// Why job runs are blocked or queued, in the order of their index.
+type Waiting = [(u32, Arc<Reason>)];

@@ -99,17 +99,17 @@ pub(super) async fn create(
 )]
 pub(super) async fn retry(
     _: Operator,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
     headers: HeaderMap,
     OptionalInput(Retry { failed }): OptionalInput<Retry>,
 ) -> Result<Response, ApiError> {
     let idempotency = idempotency(&headers, &("retry", id, failed))?;
-    if let Some(id) = made_before(&app, idempotency.as_ref()).await? {
-        return answer(&app, id, false).await;
+    if let Some(id) = made_before(&api.app, idempotency.as_ref()).await? {
+        return answer(&api.app, id, false).await;
     }
-    let new = app.read(move |reader| repetition(reader, id, failed)).await?;
-    start(&app, NewRun { idempotency, ..new }).await
+    let new = api.planner.read(&api.app, move |reader| repetition(reader, id, failed)).await?;
+    start(&api.app, NewRun { idempotency, ..new }).await
 }
 
 async fn start(app: &App, new: NewRun) -> Result<Response, ApiError> {

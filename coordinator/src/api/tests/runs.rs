@@ -210,3 +210,20 @@ async fn a_run_takes_the_version_it_is_told_to() {
     let definition = serde_json::to_value(&*assignments[0].definition).unwrap();
     assert_eq!(definition["action"], json!({ "script": "exit 1" }), "{}", Value::from(run.version));
 }
+
+#[tokio::test]
+async fn the_widest_pack_run_is_started_shown_and_canceled_whole() {
+    let site = Site::start().await;
+    let values: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
+    let job = |needs: &str| format!("{{ {needs} matrix: {{ n: [{}] }}, run: 'true' }}", values.join(", "));
+    let run = site.run(&format!("name: wide\njobs:\n  a: {}\n  b: {}\n", job(""), job("needs: [a],"))).await;
+    let (_, job_runs) = show(&site, run.id).await;
+    assert_eq!(job_runs.len(), 20_000);
+    let last = &job_runs[19_999];
+    assert_eq!((job_runs[9_999].key.as_str(), job_runs[9_999].state), ("a[n=9999]", JobRunState::Queued));
+    assert_eq!((last.key.as_str(), last.reason.as_deref()), ("b[n=9999]", Some("it waits for a")));
+    let canceled = site.post(&format!("/v1/pack-runs/{}/cancel", run.id), &json!({})).await;
+    assert_eq!((canceled.status, canceled.json::<PackRun>().state), (StatusCode::OK, PackRunState::Canceled));
+    let last: JobRun = site.get(&format!("/v1/runs/{}", last.id)).await.json();
+    assert_eq!((last.key.as_str(), last.state), ("b[n=9999]", JobRunState::Canceled));
+}
