@@ -7,8 +7,8 @@ use packrun_protocol::id::AttemptId;
 use packrun_protocol::time::Timestamp;
 
 use super::extent::Extent;
-use super::follow::{ExtentReader, ReadError};
 use super::merge::{Merge, MergeKey, Step};
+use super::stretch::{ReadError, Stretch, StretchReader};
 
 /// Reads entries of several attempts in the order of [`MergeKey`]. It holds at most one extent of each attempt
 /// whose times overlap at the place it reads.
@@ -17,12 +17,12 @@ pub struct ChronologicalReader {
     merge: Merge<Entry>,
     /// What was not yet read of each attempt, the next last.
     extents: HashMap<AttemptId, Vec<Extent>>,
-    reader: ExtentReader,
+    reader: StretchReader,
 }
 
 impl ChronologicalReader {
     pub(super) fn new(
-        reader: ExtentReader,
+        reader: StretchReader,
         attempts: Vec<(AttemptId, Vec<Extent>)>,
         after: Option<MergeKey>,
         watermark: Option<Timestamp>,
@@ -54,7 +54,7 @@ impl ChronologicalReader {
                 continue;
             };
             let blocks = match extents.last() {
-                Some(extent) => self.reader.read(extent).await?,
+                Some(extent) => self.reader.read(&Stretch::of_attempt(attempt, extent)).await?,
                 None => Default::default(),
             };
             extents.pop();

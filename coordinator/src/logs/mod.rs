@@ -9,7 +9,9 @@
 //! | `segment` | files and records |
 //! | `batch` | sequence check, arrival numbers, corrected time |
 //! | `writer` | appender and syncer |
-//! | `extent` | where each attempt's and each run's blocks lie |
+//! | `extent`, `index` | where each attempt's and each run's blocks lie |
+//! | `span` | how far an extent reaches over blocks of others |
+//! | `stretch` | reading extents |
 //! | `kept` | extents as bytes |
 //! | `recover`, `checkpoint` | the log at start, and where to begin to read |
 //! | `follow` | readers that wait |
@@ -23,10 +25,13 @@ mod checkpoint;
 mod chronological;
 mod extent;
 mod follow;
+mod index;
 mod kept;
 pub mod merge;
 mod recover;
 mod segment;
+mod span;
+mod stretch;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -43,17 +48,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
-pub use extent::{Extent, FeedProgress, Progress};
-pub use follow::{FeedPosition, LogReader, ReadError, StoredBlock};
+pub use extent::Extent;
+pub use follow::{FeedPosition, LogReader};
+pub use index::{FeedProgress, Progress};
 pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
+pub use stretch::{ReadError, StoredBlock};
 pub use writer::Health;
 
-use extent::Runs;
-use follow::ExtentReader;
+use index::Runs;
 use merge::MergeKey;
 use segment::{Disk, RealDisk};
+use stretch::StretchReader;
 use writer::{Appender, Command, Syncer};
 
 /// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
@@ -167,12 +174,37 @@ impl LogStore {
 
     /// Lets blocks of `attempt` in, an attempt of `pack_run`, and says how far its log has come: its agent goes on
     /// there; [`LogStore::progress`] tells what becomes durable, to be acknowledged. `offset` is how far our clock
-    /// is ahead of the agent's, as the agent's pings say; it corrects the times of the blocks to come. Of an
-    /// attempt that is open only that changes.
-    pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
+    /// is ahead of the agent's, as the agent's pings say; it corrects the times of the blocks to come, which are
+    /// `not_before` the attempt was assigned. Of an attempt that is open only that changes.
+    pub fn open_attempt(
+        &self,
+        attempt: AttemptId,
+        pack_run: PackRunId,
+        offset: ClockOffset,
+        not_before: Timestamp,
+    ) -> Progress {
         let run = self.runs.enter(attempt, pack_run);
-        run.correct(attempt, offset.micros);
+        run.correct(attempt, offset.micros, not_before);
         run.progress(attempt).map(|progress| *progress.borrow()).unwrap_or_default()
+    }
+
+    /// The watermark of a live run, to read up to in chronological order: no entry with an earlier time is appended
+    /// any more, also of attempts that are opened later. It lies behind the newest entry, but for what attempts may
+    /// still write that are `away`: whose agents are not connected, and when they were assigned. Nor is it after
+    /// `now`. A block that is late from now on has its times raised. [`Timestamp::MIN`] for a run without a log.
+    ///
+    /// # Errors
+    /// When the store is closed.
+    pub async fn settle(
+        &self,
+        pack_run: PackRunId,
+        away: Vec<(AttemptId, Timestamp)>,
+        now: Timestamp,
+    ) -> Result<Timestamp, AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Settle { pack_run, away, now, reply };
+        self.commands.send(command).await.map_err(|_| AppendError::Closed)?;
+        answer.await.map_err(|_| AppendError::Closed)
     }
 
     /// Appends a block; returns when it is readable, or was before. Waits while the queue is full. When it is
@@ -218,6 +250,12 @@ impl LogStore {
     #[must_use]
     pub fn feeds(&self) -> watch::Receiver<()> {
         self.runs.entered()
+    }
+
+    /// The attempts of a live run that were opened; `None` when none was.
+    #[must_use]
+    pub fn attempts(&self, pack_run: PackRunId) -> Option<Vec<AttemptId>> {
+        Some(self.runs.run(pack_run)?.attempts())
     }
 
     /// The extents of a live attempt as they are.
@@ -285,7 +323,7 @@ impl LogStore {
         after: Option<MergeKey>,
         watermark: Option<Timestamp>,
     ) -> ChronologicalReader {
-        ChronologicalReader::new(ExtentReader::new(self.dir.clone()), attempts, after, watermark)
+        ChronologicalReader::new(StretchReader::new(self.dir.clone()), attempts, after, watermark)
     }
 
     /// The run is over, which the caller has on disk, and so are the extents of its attempts: followers end when they have read all, and

@@ -14,9 +14,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::time::Clock;
 
 use super::checkpoint::{self, Checkpoint};
-use super::extent::{Extent, Runs};
+use super::extent::Extent;
+use super::index::Runs;
 use super::segment::{self, Disk, HEADER_BYTES, Position, Record, Segment};
 use super::writer::Tail;
 
@@ -76,8 +78,11 @@ pub(super) fn recover(
     }
     let tail = settle(dir, &numbers, scan.proof, seen, disk)?;
     segment::sync_dir(dir)?;
+    let now = Clock::start().now();
     for run in runs.all() {
         run.all_durable();
+        // Readers may have been told so before.
+        run.settle(&[], now);
     }
     let damage = scan.spots.into_iter().filter(|spot| cut.is_none_or(|cut| spot.at < cut)).collect();
     Ok((tail, from, Recovery { cut, damage, blocks: scan.blocks }))
@@ -161,10 +166,16 @@ impl Scan<'_> {
     /// Publishes what counts of the pending records, and says from where on nothing does.
     fn settle_pending(&mut self) -> Option<Position> {
         let cut = self.spots.iter().map(|spot| spot.at).find(|&at| at >= self.proof);
+        let mut spots_passed = 0;
         for found in std::mem::take(&mut self.pending) {
             let at = found.extent.at;
             if cut.is_some_and(|cut| at >= cut) {
-                return cut;
+                break;
+            }
+            let spots_before = self.spots.partition_point(|spot| spot.at < at);
+            if spots_before > spots_passed {
+                self.break_spans();
+                spots_passed = spots_before;
             }
             if !self.counts(&found) && at >= self.proof {
                 // A write that failed left it, and a later one went over what was before it.
@@ -172,7 +183,16 @@ impl Scan<'_> {
             }
             self.publish(&found);
         }
+        if self.spots.iter().any(|spot| cut.is_none_or(|cut| spot.at < cut)) {
+            self.break_spans();
+        }
         cut
+    }
+
+    fn break_spans(&self) {
+        for run in self.runs.all() {
+            run.break_spans();
+        }
     }
 
     /// Whether it follows from what is before it, or would but for what was lost in between.
@@ -182,16 +202,16 @@ impl Scan<'_> {
         let next_seq =
             owner.as_ref().and_then(|run| run.expected(*attempt)).map_or(0, |known| known.next_seq);
         let next_arrival = run.as_ref().map_or(0, |run| run.next_arrival());
-        let by_seq = |last| owner.as_ref()?.extent_from_seq(*attempt, last);
-        let by_arrival = |last| run.as_ref()?.extent_from_arrival(last);
+        let by_seq = |last| Some(owner.as_ref()?.extent_from_seq(*attempt, last)?.at);
+        let by_arrival = |last| Some(run.as_ref()?.feed_span_from(last)?.span.at);
         self.fits(extent.at, extent.first_seq, next_seq, by_seq)
             && self.fits(extent.at, extent.first_arrival, next_arrival, by_arrival)
     }
 
-    /// Whether `number` is what comes `next`, or something was lost between `at` and the extent of the last.
-    fn fits(&self, at: Position, number: u64, next: u64, of: impl Fn(u64) -> Option<Extent>) -> bool {
+    /// Whether `number` is what comes `next`, or something was lost between `at` and the span of the last.
+    fn fits(&self, at: Position, number: u64, next: u64, of: impl Fn(u64) -> Option<Position>) -> bool {
         let lost = || {
-            let last = next.checked_sub(1).and_then(of).map(|extent| extent.at);
+            let last = next.checked_sub(1).and_then(of);
             self.spots.iter().any(|spot| last.is_none_or(|last| last < spot.at) && spot.at < at)
         };
         number == next || (number > next && lost())

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{BufMut, Bytes};
 use packrun_protocol::block::Block;
-use packrun_protocol::id::{JobRunId, PackRunId};
+use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId, PackRunId};
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_BYTES: usize = 24;
@@ -73,6 +73,32 @@ pub(super) struct RecordHeader {
     pub(super) durable: Position,
 }
 
+impl RecordHeader {
+    /// The header at the front of `bytes`, and the length of the block behind it; `None` when there is no whole
+    /// and valid one.
+    pub(super) fn parse(marker: u64, bytes: &[u8]) -> Option<(Self, usize)> {
+        let header = bytes.get(..RECORD_HEADER_BYTES)?;
+        if u64_at(header, 0)? != marker || u32_at(header, 8)? != crc32c::crc32c(header.get(12..)?) {
+            return None;
+        }
+        let length = Block::length(header.get(12..)?).ok()??;
+        let header = Self {
+            pack_run: PackRunId::from_bytes(*header.get(16..)?.first_chunk()?),
+            arrival: u64_at(header, 32)?,
+            correction: i64::from_le_bytes(*header.get(40..)?.first_chunk()?),
+            durable: Position { segment: u64_at(header, 48)?, offset: u64_at(header, 56)? },
+        };
+        Some((header, length))
+    }
+}
+
+/// Whose the block is that begins with these bytes, as its header says (see [`packrun_protocol::block`]), which
+/// were not checked.
+pub(super) fn block_attempt(block: &[u8]) -> Option<AttemptId> {
+    let job_run = JobRunId::from_bytes(*block.get(8..)?.first_chunk()?);
+    Some(AttemptId { job_run, number: AttemptNumber::new(u32_at(block, 24)?)? })
+}
+
 /// A record read from a segment.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
@@ -87,18 +113,8 @@ impl Record {
 
     /// The record at the front of `bytes`; `None` when there is no whole and valid one.
     pub(super) fn parse(marker: u64, bytes: &Bytes) -> Option<Self> {
-        let header = bytes.get(..RECORD_HEADER_BYTES)?;
-        if u64_at(header, 0)? != marker || u32_at(header, 8)? != crc32c::crc32c(header.get(12..)?) {
-            return None;
-        }
-        let length = u32_at(header, 12)? as usize;
-        let end = RECORD_HEADER_BYTES.checked_add(length).filter(|&end| end <= bytes.len())?;
-        let header = RecordHeader {
-            pack_run: PackRunId::from_bytes(*header.get(16..)?.first_chunk()?),
-            arrival: u64_at(header, 32)?,
-            correction: i64::from_le_bytes(*header.get(40..)?.first_chunk()?),
-            durable: Position { segment: u64_at(header, 48)?, offset: u64_at(header, 56)? },
-        };
+        let (header, length) = RecordHeader::parse(marker, bytes)?;
+        let end = Some(RECORD_HEADER_BYTES + length).filter(|&end| end <= bytes.len())?;
         let block = Block::parse(bytes.slice(RECORD_HEADER_BYTES..end)).ok()?;
         Some(Self { header, block })
     }
@@ -176,11 +192,9 @@ impl Segment {
         self.file.metadata().is_ok_and(|metadata| metadata.len() >= offset)
     }
 
-    /// `length` bytes at `offset`.
-    pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, offset)?;
-        Ok(bytes.into())
+    /// Fills `bytes` with those from `offset` on.
+    pub(super) fn read_into(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
     }
 
     /// Writes again the records between the offsets. After a failed sync the kernel takes the pages for clean, so
@@ -189,7 +203,9 @@ impl Segment {
     /// # Errors
     /// Also when they can no longer be read as they were written.
     pub(super) fn rewrite(&self, disk: &dyn Disk, from: u64, to: u64) -> io::Result<()> {
-        let bytes = self.read(from, (to - from) as usize)?;
+        let mut bytes = vec![0; (to - from) as usize];
+        self.read_into(&mut bytes, from)?;
+        let bytes = Bytes::from(bytes);
         let mut at = if from == 0 { HEADER_BYTES } else { 0 };
         while at < bytes.len() {
             let record = Record::parse(self.marker, &bytes.slice(at..));

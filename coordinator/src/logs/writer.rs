@@ -12,12 +12,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use packrun_protocol::block::Block;
-use packrun_protocol::id::AttemptId;
+use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batch::{AppendError, Batch, Staged};
 use super::checkpoint;
-use super::extent::{RunLog, Runs};
+use super::index::{RunLog, Runs};
 use super::segment::{self, Disk, Position, Segment};
 
 /// A batch that has reached this takes no more blocks.
@@ -52,6 +53,12 @@ pub(super) enum Command {
     Seal {
         attempt: AttemptId,
         reply: Reply,
+    },
+    Settle {
+        pack_run: PackRunId,
+        away: Vec<(AttemptId, Timestamp)>,
+        now: Timestamp,
+        reply: oneshot::Sender<Timestamp>,
     },
 }
 
@@ -113,16 +120,15 @@ impl Appender {
         if !matches!(first, Command::Close { .. }) {
             self.roll_when_full();
         }
-        let at = Position { segment: self.tail.segment.number, offset: self.tail.length };
-        let mut batch = Batch::new(self.tail.segment.marker, at, *self.durable.borrow());
-        let (mut appended, mut sealed, mut closing) = (Vec::new(), Vec::new(), None);
+        let mut batch = Batch::default();
+        let (mut appended, mut sealed, mut settled, mut closing) = (Vec::new(), Vec::new(), Vec::new(), None);
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
-                Command::Append { block, reply } => match batch.append(&self.runs, &block) {
+                Command::Append { block, reply } => match batch.append(&self.runs, block) {
                     Ok(Staged::Added) => appended.push(reply),
                     // It may be known from this batch only, and then shares its luck.
-                    Ok(Staged::Known) if !batch.bytes().is_empty() => appended.push(reply),
+                    Ok(Staged::Known) if batch.bytes() > 0 => appended.push(reply),
                     Ok(Staged::Known) => drop(reply.send(Ok(()))),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
@@ -133,8 +139,9 @@ impl Appender {
                     Ok(()) => sealed.push((attempt, reply)),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
+                Command::Settle { pack_run, away, now, reply } => settled.push((pack_run, away, now, reply)),
             }
-            let full = closing.is_some() || batch.bytes().len() >= BATCH_BYTES_MAX;
+            let full = closing.is_some() || batch.bytes() >= BATCH_BYTES_MAX;
             next = if full { None } else { commands.try_recv().ok() };
         }
         let outcome = self.write(batch);
@@ -147,20 +154,27 @@ impl Appender {
             }
             let _ = reply.send(outcome.clone());
         }
+        for (pack_run, away, now, reply) in settled {
+            // With all of the batch, of which some came after this was asked.
+            let run = self.runs.run(pack_run);
+            let _ = reply.send(run.map_or(Timestamp::MIN, |run| run.settle(&away, now)));
+        }
         closing
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), AppendError> {
-        if batch.bytes().is_empty() {
+        if batch.bytes() == 0 {
             return Ok(());
         }
         let Tail { segment, length } = &mut self.tail;
-        let written = self.disk.write(&segment.file, batch.bytes(), *length);
+        let at = Position { segment: segment.number, offset: *length };
+        let layout = batch.lay_out(segment.marker, at, *self.durable.borrow());
+        let written = self.disk.write(&segment.file, &layout.bytes, *length);
         report(&self.health, |health| &mut health.write, &written);
         // What a failed write left lies behind the readable length; the next write goes over it, or a roll cuts it.
         written.map_err(|error| AppendError::Write { segment: segment.number, reason: error.to_string() })?;
-        *length += batch.bytes().len() as u64;
-        let written = Written { segment: segment.clone(), end: *length, acks: batch.publish() };
+        *length += layout.bytes.len() as u64;
+        let written = Written { segment: segment.clone(), end: *length, acks: layout.publish() };
         let _ = self.notes.send(Note::Written(written));
         Ok(())
     }

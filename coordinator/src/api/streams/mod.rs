@@ -5,15 +5,19 @@
 //! | `feed` | the order of a pack run's stream: pure |
 //! | `source`, `follow` | what goes into it, and the events that come out |
 //! | `stream` | a pack run's events |
+//! | `logs`, `attempt`, `page` | entries by time, by number, and in which form |
 //! | `event`, `cursor`, `names` | events as bytes, cursors as text, what ids are called |
 //!
 //! Nothing is kept for a client between what it reads: a stream reads on when its client does.
 
+mod attempt;
 mod cursor;
 mod event;
 mod feed;
 mod follow;
+mod logs;
 mod names;
+mod page;
 mod source;
 mod stream;
 
@@ -24,7 +28,7 @@ use super::Api;
 
 /// What is answered at once.
 pub(super) fn pages() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
+    OpenApiRouter::new().routes(routes!(logs::logs)).routes(routes!(attempt::logs))
 }
 
 /// What streams its answer, and takes as long as its client.

@@ -7,6 +7,8 @@ mod disk;
 mod kept;
 mod order;
 mod recovery;
+mod spans;
+mod turns;
 
 use std::path::Path;
 
@@ -46,6 +48,20 @@ fn open(dir: &Path) -> (LogStore, Recovery) {
 
 fn open_with(dir: &Path, config: LogConfig) -> (LogStore, Recovery) {
     LogStore::open(dir, config, &|_| true).unwrap()
+}
+
+/// The records of a segment, each with whose it is and the extent that it is alone.
+fn records(dir: &Path, number: u64) -> Vec<(AttemptId, Extent)> {
+    let bytes = bytes::Bytes::from(std::fs::read(segment::path(dir, number)).unwrap());
+    let marker = segment::Segment::open(dir, number, false).unwrap().marker;
+    let (mut records, mut offset) = (Vec::new(), segment::HEADER_BYTES);
+    while offset < bytes.len() {
+        let record = segment::Record::parse(marker, &bytes.slice(offset..)).unwrap();
+        let at = Position { segment: number, offset: offset as u64 };
+        records.push((record.block.attempt(), Extent::of(at, &record.header, &record.block)));
+        offset += record.bytes();
+    }
+    records
 }
 
 /// All entries of an attempt from `from` on, checked to be in sequence.

@@ -1,5 +1,6 @@
 //! The streams over HTTP, on a real engine, store and log store, and an agent played by the test.
 
 mod client;
+mod logs;
 mod stage;
 mod stream;

@@ -178,6 +178,14 @@ impl Stage {
     }
 }
 
+/// Waits until the end of a run is committed.
+pub(super) async fn wait_for_end(stage: &Stage, run: PackRunId) {
+    let mut follower = stage.app.engine.follow();
+    while !stage.state(run).is_terminal() {
+        follower.recv().await.unwrap();
+    }
+}
+
 fn plan(jobs: &[(&str, &[u32], usize, u32)]) -> Plan {
     let definition = Arc::new(Definition {
         action: Action::Script("true".into()),
@@ -244,7 +252,7 @@ impl Agent {
     /// Opens an attempt's log, again perhaps.
     pub(super) fn open(&self, attempt: AttemptId, run: PackRunId) {
         let offset = ClockOffset { micros: 0, error_micros: 0 };
-        self.app.logs.open_attempt(attempt, run, offset);
+        self.app.logs.open_attempt(attempt, run, offset, Timestamp::MIN);
     }
 
     /// One block with these lines.
