@@ -5,12 +5,17 @@
 //! | `feed` | the order of a pack run's stream: pure |
 //! | `source`, `follow` | what goes into it, and the events that come out |
 //! | `stream` | a pack run's events |
+//! | `changes` | those of all pack runs |
 //! | `logs`, `attempt`, `page` | entries by time, by number, and in which form |
+//! | `artifacts`, `content` | files that attempts have left |
 //! | `event`, `cursor`, `names` | events as bytes, cursors as text, what ids are called |
 //!
 //! Nothing is kept for a client between what it reads: a stream reads on when its client does.
 
+mod artifacts;
 mod attempt;
+mod changes;
+mod content;
 mod cursor;
 mod event;
 mod feed;
@@ -28,12 +33,18 @@ use super::Api;
 
 /// What is answered at once.
 pub(super) fn pages() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(logs::logs)).routes(routes!(attempt::logs))
+    OpenApiRouter::new()
+        .routes(routes!(logs::logs))
+        .routes(routes!(attempt::logs))
+        .routes(routes!(artifacts::artifacts))
 }
 
 /// What streams its answer, and takes as long as its client.
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(stream::stream))
+    OpenApiRouter::new()
+        .routes(routes!(stream::stream))
+        .routes(routes!(changes::events))
+        .routes(routes!(content::content))
 }
 
 #[cfg(test)]
