@@ -26,7 +26,8 @@ struct InRun {
     event: ChangeEvent,
 }
 
-struct Changes {
+/// Somebody's stream.
+pub(super) struct Changes {
     app: App,
     agents: AgentNames,
     news: broadcast::Receiver<Arc<FeedBatch>>,
@@ -42,8 +43,7 @@ struct Changes {
     security(("token" = [])),
 )]
 pub(super) async fn events(_: Viewer, State(app): State<App>) -> Response {
-    let changes = Changes { news: app.engine.follow(), agents: AgentNames::default(), app };
-    response(stream::unfold(changes, |mut changes| async move {
+    response(stream::unfold(Changes::new(app), |mut changes| async move {
         // What failed is in the coordinator's log; the client comes back.
         let events = changes.next().await.ok().flatten()?;
         Some((events, changes))
@@ -51,8 +51,16 @@ pub(super) async fn events(_: Viewer, State(app): State<App>) -> Response {
 }
 
 impl Changes {
+    /// From now on.
+    pub(super) fn new(app: App) -> Self {
+        Self { news: app.engine.follow(), agents: AgentNames::default(), app }
+    }
+
     /// The next events; `None` when the coordinator stops.
-    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         let told = tokio::select! {
             () = self.app.stop.cancelled() => return Ok(None),
             told = tokio::time::timeout(KEEP_ALIVE, self.news.recv()) => told,

@@ -26,6 +26,9 @@ use crate::api::extract::PathOf;
 use crate::api::problem::ApiError;
 use crate::core::event::Artifact;
 
+/// Where it is.
+pub(super) const PATH: &str = "/v1/pack-runs/{id}/artifacts/{key}/{*path}";
+
 /// Bytes that are read from the disk at a time.
 const READ_BYTES: usize = 128 << 10;
 
@@ -36,7 +39,7 @@ const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 /// permissions.
 #[utoipa::path(
     get,
-    path = "/v1/pack-runs/{id}/artifacts/{key}/{*path}",
+    path = PATH,
     tag = "runs",
     params(
         ("id" = String, Path),

@@ -41,10 +41,16 @@ pub(super) fn pages() -> OpenApiRouter<Api> {
 
 /// What streams its answer, and takes as long as its client.
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new()
+    let mut routes = OpenApiRouter::new()
         .routes(routes!(stream::stream))
         .routes(routes!(changes::events))
-        .routes(routes!(content::content))
+        .routes(routes!(content::content));
+    // The router's way to say that a parameter has slashes is none of OpenAPI's.
+    let paths = &mut routes.get_openapi_mut().paths.paths;
+    if let Some(item) = paths.remove(content::PATH) {
+        paths.insert(content::PATH.replace("{*", "{"), item);
+    }
+    routes
 }
 
 #[cfg(test)]
