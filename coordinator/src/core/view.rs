@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::name::JobKey;
 use packrun_protocol::state::{JobRunState, Reason};
+use packrun_protocol::time::Timestamp;
 
 use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
 use super::plan::Plan;
 use super::schedule::{Host, Schedule};
-use super::state::{Agent, JobRun, PackRun};
+use super::state::{Agent, JobRun, PackRun, Place};
 use super::{Config, Core, RestoreError};
 
 /// An agent as it stands.
@@ -81,6 +82,17 @@ impl Core {
     #[must_use]
     pub fn agent_state(&self, id: AgentId) -> Option<AgentState> {
         self.agents.get(&id).map(|agent| agent.row.state)
+    }
+
+    /// The attempts of a pack run whose agents are not connected, and when each was assigned. Costs a look at each
+    /// agent.
+    #[must_use]
+    pub fn away(&self, run: PackRunId) -> Vec<(AttemptId, Timestamp)> {
+        let Some(pack_run) = self.runs.get(&run) else { return Vec::new() };
+        let places = Place { run, index: 0 }..=Place { run, index: u32::MAX };
+        let away = self.agents.values().filter(|agent| agent.session.is_none());
+        let held = away.flat_map(|agent| agent.held.range(places.clone()));
+        held.filter_map(|place| Some((pack_run.attempt_id(place.index)?, self.assigned_at(*place)))).collect()
     }
 
     /// How much there is. Costs a look at each agent and each queue.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::state::JobRunState;
-use packrun_protocol::time::ClockOffset;
+use packrun_protocol::time::{ClockOffset, Timestamp};
 use thiserror::Error;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -129,7 +129,8 @@ async fn keep_one(
 ) -> Result<(), KeepError> {
     // It may never have been opened here. Open and sealed, it takes nothing that comes too late.
     if shared.logs.progress(attempt).is_none() {
-        shared.logs.open_attempt(attempt, pack_run, ClockOffset { micros: 0, error_micros: u64::MAX });
+        let offset = ClockOffset { micros: 0, error_micros: u64::MAX };
+        shared.logs.open_attempt(attempt, pack_run, offset, Timestamp::MIN);
     }
     let log = log_index(&shared.logs.seal(attempt).await?);
     if !kept {

@@ -119,11 +119,12 @@ impl Batch {
         if first < next {
             return Err(AppendError::Overlap { attempt, expected: next, first });
         }
-        // Corrected time never runs backwards within an attempt, whatever became of the agent's clock.
-        let catch_up = expected.last_time.as_micros().saturating_sub(block.first_time().as_micros());
+        // Corrected time never runs backwards within an attempt, nor before what readers take for settled, whatever
+        // became of the agent's clock.
+        let catch_up = expected.earliest.as_micros().saturating_sub(block.first_time().as_micros());
         let correction = expected.correction.max(catch_up);
         expected.next_seq = block.next_seq();
-        expected.last_time = block.last_time().shifted(correction);
+        expected.earliest = block.last_time().shifted(correction);
         let bytes = record_bytes(&block) as usize;
         let first_of = staged.blocks.is_empty().then(|| staged.run.clone());
         staged.blocks.push((block, correction));

@@ -5,6 +5,9 @@
 //! its attempts grow in order of arrival; arrival numbers ascend with the places in the log. No span reaches over
 //! damage. What is in here is readable: the writer publishes after it has written.
 //!
+//! A run has a *floor*, before which no entry is appended any more, whatever its agent's clock says: it is what
+//! readers in chronological order were told that they have all before.
+//!
 //! A run's lock is held to publish a batch or to copy an extent, never while anything is read or written.
 
 use std::collections::HashMap;
@@ -43,7 +46,8 @@ pub struct FeedProgress {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected {
     pub(super) next_seq: u64,
-    pub(super) last_time: Timestamp,
+    /// No entry to come has an earlier time.
+    pub(super) earliest: Timestamp,
     pub(super) correction: i64,
     pub(super) sealed: bool,
 }
@@ -77,7 +81,8 @@ struct AttemptLog {
     extents: Vec<Extent>,
     /// Whether the last extent may grow.
     grows: bool,
-    last_time: Timestamp,
+    /// No entry to come has an earlier time: it is behind the last.
+    earliest: Timestamp,
     correction: i64,
     progress: watch::Sender<Progress>,
 }
@@ -90,29 +95,56 @@ pub(super) struct RunLog {
     progress: watch::Sender<FeedProgress>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Attempts {
     logs: HashMap<AttemptId, AttemptLog>,
     feed: Vec<FeedSpan>,
     /// Whether the last span of the feed may grow.
     feed_grows: bool,
+    /// Behind the newest entry.
+    newest: Timestamp,
+    /// Entries to come have this time or a later one.
+    floor: Timestamp,
 }
 
 impl RunLog {
     pub(super) fn new(id: PackRunId) -> Arc<Self> {
         let progress = watch::Sender::new(FeedProgress::default());
-        Arc::new(Self { id, attempts: RwLock::default(), progress })
+        let attempts = RwLock::new(Attempts {
+            logs: HashMap::new(),
+            feed: Vec::new(),
+            feed_grows: false,
+            newest: Timestamp::MIN,
+            floor: Timestamp::MIN,
+        });
+        Arc::new(Self { id, attempts, progress })
     }
 
     fn enter(&self, attempt: AttemptId) {
         self.write().logs.entry(attempt).or_insert_with(AttemptLog::new);
     }
 
-    /// Sets the correction of an attempt's blocks to come.
-    pub(super) fn correct(&self, attempt: AttemptId, correction: i64) {
+    /// Sets the correction of an attempt's blocks to come, which have at least the time `not_before`.
+    pub(super) fn correct(&self, attempt: AttemptId, correction: i64, not_before: Timestamp) {
         if let Some(log) = self.write().logs.get_mut(&attempt) {
             log.correction = correction;
+            log.earliest = log.earliest.max(not_before);
         }
+    }
+
+    /// Raises the floor to behind the newest entry, but not over what `away` attempts may still write, nor over
+    /// `now`: no clock that runs ahead drags the others along. Returns it.
+    pub(super) fn settle(&self, away: &[(AttemptId, Timestamp)], now: Timestamp) -> Timestamp {
+        let mut attempts = self.write();
+        let mut floor = attempts.newest.min(now);
+        for (attempt, not_before) in away {
+            let log = attempts.logs.get(attempt);
+            if log.is_none_or(|log| !log.progress.borrow().sealed) {
+                floor = floor.min(log.map_or(*not_before, |log| log.behind().max(*not_before)));
+            }
+        }
+        attempts.floor = attempts.floor.max(floor);
+        attempts.floor
     }
 
     pub(super) fn expected(&self, attempt: AttemptId) -> Option<Expected> {
@@ -121,7 +153,7 @@ impl RunLog {
         let progress = *log.progress.borrow();
         Some(Expected {
             next_seq: progress.readable,
-            last_time: log.last_time,
+            earliest: log.earliest.max(attempts.floor),
             correction: log.correction,
             sealed: progress.sealed,
         })
@@ -135,10 +167,11 @@ impl RunLog {
     /// they lie in the log.
     pub(super) fn publish(&self, extents: &[(AttemptId, Extent)]) {
         let mut guard = self.write();
-        let Attempts { logs, feed, feed_grows } = &mut *guard;
+        let Attempts { logs, feed, feed_grows, newest, .. } = &mut *guard;
         for (attempt, extent) in extents {
             let Some(log) = logs.get_mut(attempt) else { continue };
-            log.last_time = extent.last_time;
+            log.earliest = log.earliest.max(extent.last_time);
+            *newest = (*newest).max(extent.last_time.shifted(1));
             if !(log.grows && log.extents.last_mut().is_some_and(|last| last.join(extent))) {
                 log.extents.push(*extent);
                 log.grows = true;
@@ -259,7 +292,12 @@ impl RunLog {
 impl AttemptLog {
     fn new() -> Self {
         let progress = watch::Sender::new(Progress::default());
-        Self { extents: Vec::new(), grows: false, last_time: Timestamp::MIN, correction: 0, progress }
+        Self { extents: Vec::new(), grows: false, earliest: Timestamp::MIN, correction: 0, progress }
+    }
+
+    /// The earliest time behind its last entry.
+    fn behind(&self) -> Timestamp {
+        if self.extents.is_empty() { self.earliest } else { self.earliest.shifted(1) }
     }
 }
 

@@ -174,12 +174,37 @@ impl LogStore {
 
     /// Lets blocks of `attempt` in, an attempt of `pack_run`, and says how far its log has come: its agent goes on
     /// there; [`LogStore::progress`] tells what becomes durable, to be acknowledged. `offset` is how far our clock
-    /// is ahead of the agent's, as the agent's pings say; it corrects the times of the blocks to come. Of an
-    /// attempt that is open only that changes.
-    pub fn open_attempt(&self, attempt: AttemptId, pack_run: PackRunId, offset: ClockOffset) -> Progress {
+    /// is ahead of the agent's, as the agent's pings say; it corrects the times of the blocks to come, which are
+    /// `not_before` the attempt was assigned. Of an attempt that is open only that changes.
+    pub fn open_attempt(
+        &self,
+        attempt: AttemptId,
+        pack_run: PackRunId,
+        offset: ClockOffset,
+        not_before: Timestamp,
+    ) -> Progress {
         let run = self.runs.enter(attempt, pack_run);
-        run.correct(attempt, offset.micros);
+        run.correct(attempt, offset.micros, not_before);
         run.progress(attempt).map(|progress| *progress.borrow()).unwrap_or_default()
+    }
+
+    /// The watermark of a live run, to read up to in chronological order: no entry with an earlier time is appended
+    /// any more, also of attempts that are opened later. It lies behind the newest entry, but for what attempts may
+    /// still write that are `away`: whose agents are not connected, and when they were assigned. Nor is it after
+    /// `now`. A block that is late from now on has its times raised. [`Timestamp::MIN`] for a run without a log.
+    ///
+    /// # Errors
+    /// When the store is closed.
+    pub async fn settle(
+        &self,
+        pack_run: PackRunId,
+        away: Vec<(AttemptId, Timestamp)>,
+        now: Timestamp,
+    ) -> Result<Timestamp, AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Settle { pack_run, away, now, reply };
+        self.commands.send(command).await.map_err(|_| AppendError::Closed)?;
+        answer.await.map_err(|_| AppendError::Closed)
     }
 
     /// Appends a block; returns when it is readable, or was before. Waits while the queue is full. When it is
@@ -237,6 +262,12 @@ impl LogStore {
     #[must_use]
     pub fn feeds(&self) -> watch::Receiver<()> {
         self.runs.entered()
+    }
+
+    /// The attempts of a live run that were opened; `None` when none was.
+    #[must_use]
+    pub fn attempts(&self, pack_run: PackRunId) -> Option<Vec<AttemptId>> {
+        Some(self.runs.run(pack_run)?.attempts())
     }
 
     /// The extents of a live attempt as they are.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::time::Clock;
 
 use super::checkpoint::{self, Checkpoint};
 use super::extent::Extent;
@@ -77,8 +78,11 @@ pub(super) fn recover(
     }
     let tail = settle(dir, &numbers, scan.proof, seen, disk)?;
     segment::sync_dir(dir)?;
+    let now = Clock::start().now();
     for run in runs.all() {
         run.all_durable();
+        // Readers may have been told so before.
+        run.settle(&[], now);
     }
     let damage = scan.spots.into_iter().filter(|spot| cut.is_none_or(|cut| spot.at < cut)).collect();
     Ok((tail, from, Recovery { cut, damage, blocks: scan.blocks }))

@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use packrun_protocol::block::Block;
-use packrun_protocol::id::AttemptId;
+use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batch::{AppendError, Batch, Staged};
@@ -52,6 +53,12 @@ pub(super) enum Command {
     Seal {
         attempt: AttemptId,
         reply: Reply,
+    },
+    Settle {
+        pack_run: PackRunId,
+        away: Vec<(AttemptId, Timestamp)>,
+        now: Timestamp,
+        reply: oneshot::Sender<Timestamp>,
     },
 }
 
@@ -115,7 +122,7 @@ impl Appender {
             self.roll_when_full();
         }
         let mut batch = Batch::default();
-        let (mut appended, mut sealed, mut closing) = (Vec::new(), Vec::new(), None);
+        let (mut appended, mut sealed, mut settled, mut closing) = (Vec::new(), Vec::new(), Vec::new(), None);
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
@@ -132,6 +139,7 @@ impl Appender {
                     Ok(()) => sealed.push((attempt, reply)),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
+                Command::Settle { pack_run, away, now, reply } => settled.push((pack_run, away, now, reply)),
             }
             let full = closing.is_some() || batch.bytes() >= BATCH_BYTES_MAX;
             next = if full { None } else { commands.try_recv().ok() };
@@ -145,6 +153,11 @@ impl Appender {
                 run.seal(attempt);
             }
             let _ = reply.send(outcome.clone());
+        }
+        for (pack_run, away, now, reply) in settled {
+            // With all of the batch, of which some came after this was asked.
+            let run = self.runs.run(pack_run);
+            let _ = reply.send(run.map_or(Timestamp::MIN, |run| run.settle(&away, now)));
         }
         closing
     }

@@ -1,6 +1,6 @@
 //! What ids are called: job runs by a pack run's plan, agents by the store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use packrun_protocol::block::Entry;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
@@ -56,9 +56,9 @@ impl Names {
     ///
     /// # Errors
     /// When the pack run has no such job.
-    pub(super) fn select(&self, job: &str) -> Result<Vec<JobRunId>, ApiError> {
+    pub(super) fn select(&self, job: &str) -> Result<HashSet<JobRunId>, ApiError> {
         let chosen = self.by_id.iter().filter(|(_, named)| named.job == job || named.key.as_str() == job);
-        let chosen: Vec<_> = chosen.map(|(id, _)| *id).collect();
+        let chosen: HashSet<_> = chosen.map(|(id, _)| *id).collect();
         if chosen.is_empty() {
             let shown: String = job.chars().take(80).flat_map(char::escape_default).collect();
             return Err(ApiError::not_found(format!("the pack run has no job `{shown}`")));

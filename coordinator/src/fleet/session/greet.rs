@@ -151,8 +151,8 @@ impl Session {
     /// Takes up what the core says of an attempt that the agent reported.
     fn stand(&mut self, attempt: AttemptId, standing: Standing) -> HeldAnswer {
         match standing {
-            Standing::GoOn { pack_run, .. } => {
-                self.held.add(attempt, pack_run);
+            Standing::GoOn { pack_run, assigned_at } => {
+                self.held.add(attempt, pack_run, assigned_at);
                 let progress = self.shared.logs.progress(attempt).map(|progress| *progress.borrow());
                 if progress.is_some() {
                     self.watch_log(attempt);

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use packrun_protocol::id::{AttemptId, Digest, PackRunId};
+use packrun_protocol::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +49,8 @@ pub(in crate::fleet) struct AttemptGrant {
 #[derive(Debug)]
 pub(super) struct HeldAttempt {
     pub(super) pack_run: PackRunId,
+    /// When it was assigned, or later: before that it wrote nothing.
+    pub(super) assigned_at: Timestamp,
     /// Its start was reported in this session.
     pub(super) started: bool,
     /// Its end was reported, and is on its way to the engine.
@@ -67,9 +70,10 @@ pub(super) struct HeldAttempt {
 pub(super) struct Held(BTreeMap<AttemptId, HeldAttempt>);
 
 impl Held {
-    pub(super) fn add(&mut self, attempt: AttemptId, pack_run: PackRunId) {
+    pub(super) fn add(&mut self, attempt: AttemptId, pack_run: PackRunId, assigned_at: Timestamp) {
         self.0.entry(attempt).or_insert_with(|| HeldAttempt {
             pack_run,
+            assigned_at,
             started: false,
             ending: false,
             complete: false,
@@ -78,6 +82,10 @@ impl Held {
             told: HashSet::new(),
             gone: CancellationToken::new(),
         });
+    }
+
+    pub(super) fn get(&self, attempt: AttemptId) -> Option<&HeldAttempt> {
+        self.0.get(&attempt)
     }
 
     pub(super) fn get_mut(&mut self, attempt: AttemptId) -> Option<&mut HeldAttempt> {
@@ -91,10 +99,9 @@ impl Held {
         }
     }
 
-    /// The attempts whose logs are open, and their pack runs.
-    pub(super) fn logged(&self) -> impl Iterator<Item = (AttemptId, PackRunId)> {
-        let open = self.0.iter().filter(|(_, held)| held.watched && !held.complete);
-        open.map(|(attempt, held)| (*attempt, held.pack_run))
+    /// The attempts whose logs are open.
+    pub(super) fn logged(&self) -> impl Iterator<Item = AttemptId> {
+        self.0.iter().filter(|(_, held)| held.watched && !held.complete).map(|(attempt, _)| *attempt)
     }
 }
 

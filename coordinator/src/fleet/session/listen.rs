@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, Ping, ToAgent};
-use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::id::AttemptId;
 use packrun_protocol::quic::ReadError;
 use packrun_protocol::state::Outcome;
 use packrun_protocol::stream::CloseCode;
@@ -90,8 +90,8 @@ impl Session {
         if let Some(offset) = ping.offset.filter(differs) {
             self.offset = Some(offset);
             let logged: Vec<_> = self.held.logged().collect();
-            for (attempt, pack_run) in logged {
-                self.correct(attempt, pack_run);
+            for attempt in logged {
+                self.correct(attempt);
             }
         }
         let answered = self.shared.clock.now();
@@ -118,18 +118,18 @@ impl Session {
 
     /// Lets blocks of the attempt into the log, and watches how far they get.
     pub(super) fn open_log(&mut self, attempt: AttemptId) -> Option<watch::Receiver<Progress>> {
-        let pack_run = self.held.get_mut(attempt)?.pack_run;
         if self.offset.is_some() || self.shared.logs.progress(attempt).is_none() {
-            self.correct(attempt, pack_run);
+            self.correct(attempt);
         }
         self.watch_log(attempt);
         self.shared.logs.progress(attempt)
     }
 
-    fn correct(&self, attempt: AttemptId, pack_run: PackRunId) {
+    fn correct(&self, attempt: AttemptId) {
+        let Some(held) = self.held.get(attempt) else { return };
         // Before the first sample both clocks count as one.
         let offset = self.offset.unwrap_or(ClockOffset { micros: 0, error_micros: u64::MAX });
-        self.shared.logs.open_attempt(attempt, pack_run, offset);
+        self.shared.logs.open_attempt(attempt, held.pack_run, offset, held.assigned_at);
     }
 
     /// Has what becomes durable of the attempt's log acknowledged, from what is so already on.

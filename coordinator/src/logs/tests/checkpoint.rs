@@ -11,7 +11,7 @@ async fn write(dir: &Path) {
     let small = LogConfig { segment_bytes: 1, ..LogConfig::default() };
     let (store, _) = open_with(dir, small);
     for (number, blocks) in [(1, 3), (2, 3), (3, 2)] {
-        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET, Timestamp::MIN);
         for seq in 0..blocks {
             store.append(block(attempt(number), seq, 1)).await.unwrap();
         }
@@ -112,7 +112,7 @@ async fn a_run_that_lives_holds_the_checkpoint_back() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     for number in [1, 2] {
-        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET, Timestamp::MIN);
         store.append(block(attempt(number), 0, 1)).await.unwrap();
         store.seal(attempt(number)).await.unwrap();
     }
@@ -129,13 +129,13 @@ async fn a_checkpoint_is_kept_when_much_was_closed_though_the_store_never_ends_w
     let small = LogConfig { segment_bytes: 1, ..LogConfig::default() };
     let (store, _) = open_with(dir.path(), small);
     for number in 1..4 {
-        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(number), NO_OFFSET, Timestamp::MIN);
         store.append(block(attempt(number), 0, 1)).await.unwrap();
         store.seal(attempt(number)).await.unwrap();
         store.close_run(pack_run(number));
     }
     // What is acknowledged behind it says that the syncer has seen it.
-    store.open_attempt(attempt(4), pack_run(4), NO_OFFSET);
+    store.open_attempt(attempt(4), pack_run(4), NO_OFFSET, Timestamp::MIN);
     store.append(block(attempt(4), 0, 1)).await.unwrap();
     store.seal(attempt(4)).await.unwrap();
     let copy = tempfile::tempdir().unwrap();

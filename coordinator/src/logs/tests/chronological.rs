@@ -12,7 +12,7 @@ async fn write(store: &LogStore, rounds: std::ops::Range<i64>) -> Vec<(MergeKey,
             let attempt = attempt(number);
             let ahead = i64::from(number) * 1_000_003 - 2_000_000;
             let offset = ClockOffset { micros: -ahead, error_micros: 0 };
-            let seq = store.open_attempt(attempt, pack_run(9), offset).readable;
+            let seq = store.open_attempt(attempt, pack_run(9), offset, Timestamp::MIN).readable;
             let count = 1 + (round as u64 + u64::from(number)) % 3;
             let time = 50_000_000 + (round * 7 + i64::from(number) * 3) / 4;
             store.append(block_at(attempt, seq, count, time + ahead)).await.unwrap();

@@ -37,7 +37,7 @@ async fn survive(crash: Crash) {
     let mut durable = [0; 4];
     let mut written = [0; 4];
     for (index, &number) in crash.blocks.iter().enumerate() {
-        store.open_attempt(attempt(number), pack_run(number % 2), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(number % 2), NO_OFFSET, Timestamp::MIN);
         if index == crash.durable {
             disk.fail_syncs(true);
         }
@@ -76,7 +76,7 @@ async fn survive(crash: Crash) {
     let (store, recovery) = open_with(dir.path(), config);
     assert_eq!(recovery.damage, vec![], "nothing that was on disk was spoiled");
     for number in 0..4_u8 {
-        let came = store.open_attempt(attempt(number), pack_run(number % 2), NO_OFFSET);
+        let came = store.open_attempt(attempt(number), pack_run(number % 2), NO_OFFSET, Timestamp::MIN);
         let (kept, written) = (came.readable, written[number as usize]);
         assert_eq!(came.durable, kept);
         assert!(

@@ -111,7 +111,7 @@ fn open_failing_with(dir: &Path, config: LogConfig) -> (Arc<FailingDisk>, LogSto
 async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut progress = store.progress(attempt(1)).unwrap();
     let mut health = store.health();
     disk.fail_syncs(true);
@@ -135,7 +135,7 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
 async fn what_arrives_does_not_hurry_a_failing_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut health = store.health();
     disk.fail_syncs(true);
     let (start, before) = (Instant::now(), disk.tried_syncs.load(Ordering::SeqCst));
@@ -153,7 +153,7 @@ async fn what_arrives_does_not_hurry_a_failing_disk() {
 async fn a_disk_that_is_well_again_is_not_written_twice() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut health = store.health();
     disk.fail_syncs(true);
     store.append(block(attempt(1), 0, 1)).await.unwrap();
@@ -207,7 +207,7 @@ fn what_was_written_but_not_noted_when_a_sync_failed_is_written_again() {
 async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     let progress = store.progress(attempt(1)).unwrap();
     let mut health = store.health();
     disk.fail_syncs(true);
@@ -228,7 +228,7 @@ async fn records_lost_by_a_failed_sync_are_never_acknowledged() {
 async fn a_full_disk_refuses_blocks_until_there_is_room_and_loses_none() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut progress = store.progress(attempt(1)).unwrap();
     store.append(block(attempt(1), 0, 2)).await.unwrap();
     disk.fail_writes(true);
@@ -254,8 +254,8 @@ async fn a_full_disk_refuses_blocks_until_there_is_room_and_loses_none() {
 async fn what_a_failed_write_left_behind_a_later_one_is_not_taken_for_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
-    store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
+    store.open_attempt(attempt(2), pack_run(9), NO_OFFSET, Timestamp::MIN);
     disk.fail_syncs(true);
     // Two blocks as one failed write would leave them; the first is then gone over by one of the same size.
     for seq in 0..2 {
@@ -280,7 +280,7 @@ async fn what_a_failed_write_left_behind_a_later_one_is_not_taken_for_the_log() 
     let (store, recovery) = open(dir.path());
     let cut = Some(Position { segment: 1, offset: end as u64 });
     assert_eq!(recovery, Recovery { cut, damage: vec![], blocks: 1 });
-    assert_eq!(store.open_attempt(attempt(1), pack_run(9), NO_OFFSET), Progress::default());
+    assert_eq!(store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN), Progress::default());
 }
 
 /// Puts blocks behind the end of segment 1, as a write that failed would leave them: from the arrival number
@@ -313,8 +313,8 @@ async fn what_a_failed_write_left_does_not_outlive_a_roll() {
     for torn_off in [0, 1] {
         let dir = tempfile::tempdir().unwrap();
         let (disk, store) = open_failing_with(dir.path(), small);
-        store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
-        store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
+        store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
+        store.open_attempt(attempt(2), pack_run(9), NO_OFFSET, Timestamp::MIN);
         leave_behind(dir.path(), 0, &[(1, 0), (2, 0), (1, 1), (2, 1)], torn_off);
         append_durably(&store, 1, 0).await;
         disk.fail_cuts(true);

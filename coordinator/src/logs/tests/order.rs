@@ -10,7 +10,7 @@ async fn duplicates_are_dropped_and_gaps_and_overlaps_are_refused() {
     let (store, _) = open(dir.path());
     let (one, two) = (attempt(1), attempt(2));
     assert_eq!(store.append(block(one, 0, 1)).await, Err(AppendError::NotOpen(one)));
-    store.open_attempt(one, pack_run(9), NO_OFFSET);
+    store.open_attempt(one, pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut progress = store.progress(one).unwrap();
     store.append(block(one, 0, 10)).await.unwrap();
     store.append(block(one, 0, 10)).await.unwrap();
@@ -38,10 +38,10 @@ async fn corrected_time_never_runs_backwards_within_an_attempt() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let one = attempt(1);
-    store.open_attempt(one, pack_run(9), ClockOffset { micros: -500, error_micros: 1 });
+    store.open_attempt(one, pack_run(9), ClockOffset { micros: -500, error_micros: 1 }, Timestamp::MIN);
     store.append(block_at(one, 0, 1, 10_000)).await.unwrap();
     store.append(block_at(one, 1, 1, 2_000)).await.unwrap();
-    store.open_attempt(one, pack_run(9), ClockOffset { micros: -700, error_micros: 1 });
+    store.open_attempt(one, pack_run(9), ClockOffset { micros: -700, error_micros: 1 }, Timestamp::MIN);
     store.append(block_at(one, 2, 1, 20_000)).await.unwrap();
     let mut reader = store.read_attempt(one, 0).unwrap();
     let mut times = Vec::new();
@@ -72,7 +72,7 @@ async fn followers_see_every_entry_of_many_attempts_once_while_the_log_grows() {
     let (store, _) = open_with(dir.path(), LogConfig { segment_bytes: 20_000, queue_blocks: 4 });
     let run = pack_run(9);
     for number in 0..ATTEMPTS {
-        store.open_attempt(attempt(number), run, NO_OFFSET);
+        store.open_attempt(attempt(number), run, NO_OFFSET, Timestamp::MIN);
     }
     let mut followers = tokio::task::JoinSet::new();
     for number in 0..ATTEMPTS {
@@ -123,7 +123,7 @@ async fn followers_see_every_entry_of_many_attempts_once_while_the_log_grows() {
 async fn a_feed_position_that_was_never_reached_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     store.append(block(attempt(1), 0, 2)).await.unwrap();
     for (block, entry, reached) in [(0, 0, true), (0, 9, true), (1, 0, true), (1, 1, false), (2, 0, false)] {
         let reader = store.read_feed(pack_run(9), FeedPosition { block, entry });
@@ -137,7 +137,7 @@ async fn a_reader_that_gives_up_waiting_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     let one = attempt(1);
-    store.open_attempt(one, pack_run(9), NO_OFFSET);
+    store.open_attempt(one, pack_run(9), NO_OFFSET, Timestamp::MIN);
     let mut reader = store.read_attempt(one, 0).unwrap();
     for seq in 0..50 {
         assert!(tokio::time::timeout(Duration::ZERO, reader.next()).await.is_err(), "nothing there yet");

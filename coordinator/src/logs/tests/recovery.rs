@@ -18,8 +18,8 @@ async fn five_blocks(dir: &Path) -> Vec<Extent> {
 /// Returns the extents of the two.
 async fn write_five_blocks(dir: &Path) -> Vec<Extent> {
     let (store, _) = open(dir);
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
-    store.open_attempt(attempt(2), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
+    store.open_attempt(attempt(2), pack_run(9), NO_OFFSET, Timestamp::MIN);
     for (number, seq) in [(1, 0), (2, 0), (1, 2), (2, 2), (1, 4)] {
         store.append(block(attempt(number), seq, 2)).await.unwrap();
         let mut progress = store.progress(attempt(number)).unwrap();
@@ -42,7 +42,7 @@ async fn a_restart_finds_the_same_extents_numbers_and_entries() {
     assert_eq!(recovery, Recovery { blocks: 5, ..Recovery::default() });
     let after = [attempt(1), attempt(2)].map(|attempt| store.extents(attempt).unwrap()).concat();
     assert_eq!(after, before);
-    let progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    let progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     assert_eq!(progress, Progress { readable: 6, durable: 6, sealed: false });
     store.append(block(attempt(1), 6, 1)).await.unwrap();
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await, expected_texts(attempt(1), 0..7));
@@ -138,7 +138,7 @@ async fn segments_behind_one_with_a_torn_tail_are_cut_with_it() {
     disk.fail_syncs(true);
     disk.allow_open_sync();
     let (store, _) = LogStore::open_on(disk, dir.path(), small, &|_| true).unwrap();
-    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET);
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
     for seq in 0..4 {
         store.append(block(attempt(1), seq, 1)).await.unwrap();
     }
@@ -191,7 +191,7 @@ async fn segments_go_when_their_runs_are_closed_and_nothing_of_them_is_kept() {
     let small = LogConfig { segment_bytes: 1, ..LogConfig::default() };
     let (store, _) = open_with(dir.path(), small);
     for (number, run) in [(1, 8), (2, 9)] {
-        store.open_attempt(attempt(number), pack_run(run), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(run), NO_OFFSET, Timestamp::MIN);
     }
     for seq in 0..3 {
         store.append(block(attempt(1), seq, 1)).await.unwrap();

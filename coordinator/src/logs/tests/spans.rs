@@ -47,7 +47,7 @@ async fn attempts_beside_equals_have_an_extent_for_64_kib_and_not_for_a_block() 
     let config = LogConfig { segment_bytes: 1 << 20, ..LogConfig::default() };
     let (store, _) = open_with(dir.path(), config);
     for number in 0..ATTEMPTS {
-        store.open_attempt(attempt(number), pack_run(9), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(9), NO_OFFSET, Timestamp::MIN);
     }
     for seq in 0..BLOCKS {
         for number in 0..ATTEMPTS {
@@ -71,7 +71,7 @@ async fn a_span_ends_where_others_have_written_too_much() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path());
         for number in [1, 2] {
-            store.open_attempt(attempt(number), pack_run(9), NO_OFFSET);
+            store.open_attempt(attempt(number), pack_run(9), NO_OFFSET, Timestamp::MIN);
         }
         store.append(block(attempt(1), 0, 1)).await.unwrap();
         for seq in 0..foreign {
@@ -93,7 +93,7 @@ async fn a_run_alone_has_one_growing_span_in_its_feed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
     for number in 0..40 {
-        store.open_attempt(attempt(number), pack_run(9), NO_OFFSET);
+        store.open_attempt(attempt(number), pack_run(9), NO_OFFSET, Timestamp::MIN);
         store.append(block(attempt(number), 0, 1)).await.unwrap();
     }
     let run = store.runs.run(pack_run(9)).unwrap();
@@ -106,7 +106,7 @@ async fn a_run_alone_has_one_growing_span_in_its_feed() {
 async fn in_turn(store: &LogStore, dir: &Path, rounds: std::ops::Range<u64>) -> Vec<(AttemptId, Extent)> {
     for seq in rounds {
         for number in [1, 2] {
-            store.open_attempt(attempt(number), pack_run(number), NO_OFFSET);
+            store.open_attempt(attempt(number), pack_run(number), NO_OFFSET, Timestamp::MIN);
             store.append(block(attempt(number), seq, 1)).await.unwrap();
         }
     }

@@ -56,7 +56,8 @@ async fn live(dir: &Path, config: LogConfig, life: &Life, written: &mut [u64]) {
     let (store, recovery) = LogStore::open_on(disk.clone(), dir, config, &|_| true).unwrap();
     assert_eq!(recovery.damage, vec![]);
     for number in 0..ATTEMPTS {
-        let came = store.open_attempt(attempt(number), pack_run(number % RUNS), NO_OFFSET).readable;
+        let came =
+            store.open_attempt(attempt(number), pack_run(number % RUNS), NO_OFFSET, Timestamp::MIN).readable;
         assert!(came <= written[number as usize]);
         written[number as usize] = came;
     }
@@ -181,7 +182,7 @@ proptest! {
             let (store, recovery) = open_with(dir.path(), config);
             assert_eq!(recovery.damage, vec![]);
             for number in 0..ATTEMPTS {
-                let came = store.open_attempt(attempt(number), pack_run(number % RUNS), NO_OFFSET);
+                let came = store.open_attempt(attempt(number), pack_run(number % RUNS), NO_OFFSET, Timestamp::MIN);
                 written[number as usize] = came.readable;
             }
             check(&store, &written).await;

@@ -1,5 +1,8 @@
 //! The streams over HTTP, on a real engine, store and log store, and an agent played by the test.
 
+mod artifacts;
+mod changes;
 mod client;
+mod logs;
 mod stage;
 mod stream;

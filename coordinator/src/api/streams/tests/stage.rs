@@ -10,6 +10,7 @@ use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition, Requirement};
 use packrun_protocol::name::{JobKey, Labels};
 use packrun_protocol::state::{Outcome, PackRunState, Verdict};
+use packrun_protocol::stream::{Content, FileMode};
 use packrun_protocol::time::{Clock, ClockOffset, Timestamp};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -17,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::App;
 use crate::api::token::ApiToken;
-use crate::artifacts::ArtifactStore;
+use crate::artifacts::{ArtifactStore, Begin, UploadId};
 use crate::core::change::{Format, Grant, Role};
-use crate::core::event::{Arrival, Capacity, Command, LogIndex, NewRun, Report};
+use crate::core::event::{Arrival, Artifact, Capacity, Command, LogIndex, NewRun, Report};
 use crate::core::outcome::Reply;
 use crate::core::plan::{Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::tests::make::enrolment;
@@ -116,16 +117,27 @@ impl Stage {
             canonical: content,
         };
         self.app.engine.command(register).await.unwrap();
+        self.create(plan(jobs), BTreeMap::new()).await
+    }
+
+    /// A run of one job, which takes over the success of an earlier job run.
+    pub(super) async fn reuse(&self, job: &str, earlier: JobRunId) -> PackRunId {
+        let plan = plan(&[(job, &[], 1, 1), ("rest", &[], 1, 1)]);
+        let reused = BTreeMap::from([(plan.jobs[0].runs[0].id, earlier)]);
+        self.create(plan, reused).await
+    }
+
+    async fn create(&self, plan: Plan, reused: BTreeMap<JobRunId, JobRunId>) -> PackRunId {
         let id = PackRunId::generate();
         let run = NewRun {
             id,
             pack: "pack".parse().unwrap(),
             version: 1,
             params: Arc::default(),
-            plan: Arc::new(plan(jobs)),
+            plan: Arc::new(plan),
             idempotency: None,
             retry_of: None,
-            reused: BTreeMap::new(),
+            reused,
         };
         let reply = self.app.engine.command(Command::CreateRun(Box::new(run))).await.unwrap();
         assert_eq!(reply, Reply::Run { id, created: true });
@@ -175,6 +187,14 @@ impl Stage {
     /// The same agent at a coordinator that was restarted.
     pub(super) async fn reconnect(&self, agent: Parted) -> Agent {
         self.connect(agent.0, agent.1, agent.2).await
+    }
+}
+
+/// Waits until the end of a run is committed.
+pub(super) async fn wait_for_end(stage: &Stage, run: PackRunId) {
+    let mut follower = stage.app.engine.follow();
+    while !stage.state(run).is_terminal() {
+        follower.recv().await.unwrap();
     }
 }
 
@@ -244,7 +264,7 @@ impl Agent {
     /// Opens an attempt's log, again perhaps.
     pub(super) fn open(&self, attempt: AttemptId, run: PackRunId) {
         let offset = ClockOffset { micros: 0, error_micros: 0 };
-        self.app.logs.open_attempt(attempt, run, offset);
+        self.app.logs.open_attempt(attempt, run, offset, Timestamp::MIN);
     }
 
     /// One block with these lines.
@@ -255,6 +275,19 @@ impl Agent {
             block.push(self.app.clock.now(), LogStream::Stdout, false, line.as_bytes()).unwrap();
         }
         self.app.logs.append(block.finish().unwrap()).await.unwrap();
+    }
+
+    /// Leaves a file.
+    pub(super) async fn leave(&self, attempt: AttemptId, path: &str, content: &[u8]) {
+        let (digest, size) = (Digest::of(content), content.len() as u64);
+        let begun = self.app.artifacts.begin(UploadId::new(attempt, path), digest, size).await.unwrap();
+        if let Begin::Send(mut upload) = begun {
+            upload.write(content.to_vec().into()).await.unwrap();
+            upload.finish().await.unwrap();
+        }
+        let content = Content { digest, size, mode: FileMode::of(0o755) };
+        let artifact = Artifact { name: None, path: path.parse().unwrap(), content };
+        self.session.record_artifact(attempt, artifact).await.unwrap();
     }
 
     /// Ends an attempt, of which there are so many artifacts.

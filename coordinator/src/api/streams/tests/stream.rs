@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::Value;
 
 use super::client::Seen;
-use super::stage::{Agent, Stage};
+use super::stage::{Agent, Stage, wait_for_end};
 
 fn path(run: PackRunId) -> String {
     format!("/v1/pack-runs/{run}/stream")
@@ -32,14 +32,6 @@ async fn play(stage: &Stage, run: PackRunId, agent: &mut Agent) {
     agent.end(last.attempt, Verdict::Succeeded, 0).await;
     wait_for_end(stage, run).await;
     stage.close(run).await;
-}
-
-/// Waits until the end of a run is committed.
-async fn wait_for_end(stage: &Stage, run: PackRunId) {
-    let mut follower = stage.app.engine.follow();
-    while !stage.state(run).is_terminal() {
-        follower.recv().await.unwrap();
-    }
 }
 
 /// Checks the rules of the order on a whole stream.
