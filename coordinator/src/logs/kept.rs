@@ -61,7 +61,7 @@ pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
 ///
 /// # Errors
 /// When they are not what [`encode_extents`] gives. They may come from anywhere: what is taken for them is at most
-/// ten times their own memory.
+/// some fifteen times their own memory.
 pub fn decode_extents(bytes: &[u8]) -> Result<Vec<Extent>, ExtentsError> {
     let mut rest = match bytes.split_first() {
         None => return Ok(Vec::new()),

@@ -112,7 +112,8 @@ impl Stretch {
         extents.sort_unstable_by_key(|extent| extent.at);
         let (mut stretches, mut covered) = (Vec::new(), Position::default());
         for extent in extents {
-            let end = Position { offset: extent.at.offset + u64::from(extent.length), ..extent.at };
+            let end = extent.at.offset.saturating_add(extent.length.into());
+            let end = Position { offset: end, ..extent.at };
             if end <= covered {
                 continue;
             }
@@ -187,10 +188,10 @@ fn read_on(
         Owner::PackRun(_) => u64::from(OWN_BYTES_MAX),
     };
     let start = stretch.at.offset;
-    let mut window = Window::new(segment, start + u64::from(stretch.length));
+    let mut window = Window::new(segment, start.saturating_add(stretch.length.into()));
     let (mut blocks, mut own) = (VecDeque::new(), 0);
     while done.bytes < stretch.length {
-        let (at, enough) = (start + u64::from(done.bytes), own >= most);
+        let (at, enough) = (start.saturating_add(done.bytes.into()), own >= most);
         if enough && !window.has(at, FRONT_BYTES) {
             break;
         }

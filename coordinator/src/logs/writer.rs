@@ -89,6 +89,7 @@ pub(super) struct Appender {
     pub(super) tail: Tail,
     pub(super) durable: watch::Receiver<Position>,
     pub(super) health: watch::Sender<Health>,
+    /// A syncer that is gone acknowledges nothing, which is all it could do: what can't be sent is dropped.
     pub(super) notes: SyncSender<Note>,
     pub(super) syncer: JoinHandle<()>,
 }
@@ -132,7 +133,6 @@ impl Appender {
                     Ok(Staged::Known) => drop(reply.send(Ok(()))),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
-                // A syncer that is gone acknowledges nothing, which is all it could do.
                 Command::Checkpoint => drop(self.notes.send(Note::Checkpoint)),
                 Command::Close { reply } => closing = Some(reply),
                 Command::Seal { attempt, reply } => match batch.seal(&self.runs, attempt) {

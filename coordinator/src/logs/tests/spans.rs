@@ -60,9 +60,31 @@ async fn attempts_beside_equals_have_an_extent_for_64_kib_and_not_for_a_block() 
         let bytes: u64 = extents.iter().map(|extent| u64::from(extent.bytes)).sum();
         let most = bytes / u64::from(OWN_BYTES_MAX) + 1 + segments as u64;
         assert!(extents.len() as u64 <= most, "{} extents for {bytes} bytes", extents.len());
-        assert!(extents.iter().all(|extent| extent.length <= 9 * extent.bytes + (16 << 10)));
         let all = texts(store.read_attempt(attempt(number), 0).unwrap(), 0).await;
         assert_eq!(all, expected_texts(attempt(number), 0..BLOCKS));
+    }
+}
+
+#[tokio::test]
+async fn a_span_ends_where_others_have_written_too_much() {
+    for (foreign, expected) in [(1, 1), (2, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path());
+        for number in [1, 2] {
+            store.open_attempt(attempt(number), pack_run(9), NO_OFFSET);
+        }
+        store.append(block(attempt(1), 0, 1)).await.unwrap();
+        for seq in 0..foreign {
+            let mut builder = BlockBuilder::new(attempt(2), seq);
+            builder.push(Timestamp::from_micros(1), LogStream::Stdout, false, &[b'x'; 60_000]).unwrap();
+            store.append(builder.finish().unwrap()).await.unwrap();
+        }
+        store.append(block(attempt(1), 1, 1)).await.unwrap();
+        assert_eq!(store.extents(attempt(1)).unwrap().len(), expected);
+        assert_eq!(
+            texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await,
+            expected_texts(attempt(1), 0..2)
+        );
     }
 }
 
