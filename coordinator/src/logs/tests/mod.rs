@@ -7,6 +7,7 @@ mod disk;
 mod kept;
 mod order;
 mod recovery;
+mod settle;
 mod spans;
 mod turns;
 
