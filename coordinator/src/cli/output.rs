@@ -50,7 +50,7 @@ pub enum Style {
     Bad,
     /// Of note.
     Warn,
-    /// Of one of several things that are told apart: one of [`NAME_COLORS`].
+    /// Of one of several things that are told apart: a number for each.
     Name(u8),
     /// As it is.
     Plain,

@@ -85,7 +85,7 @@ async fn pages(client: &Client, run: PackRunId, world: &mut World<'_>, show: &mu
     let id = run.to_string();
     let path = ["v1", "pack-runs", &id, "logs"];
     let mut cursor: Option<String> = None;
-    let job = show.job.as_deref().map(|job| job.split_once('[').map_or(job, |(job, _)| job).to_owned());
+    let job = show.job.clone();
     loop {
         let given = [("job", job.as_deref()), ("cursor", cursor.as_deref())];
         let query: Vec<_> = given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
