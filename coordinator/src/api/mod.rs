@@ -50,8 +50,8 @@ use self::problem::ApiError;
 pub use self::serve::serve;
 use crate::artifacts::ArtifactStore;
 use crate::engine::Handle;
+use crate::engine::{Reader, StoreError};
 use crate::logs::LogStore;
-use crate::store::{Reader, StoreError};
 
 /// What every request may use. Clones share it.
 #[derive(Debug, Clone)]

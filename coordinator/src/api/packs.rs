@@ -21,8 +21,8 @@ use super::{Api, App};
 use crate::core::event::Command;
 use crate::core::outcome::Reply;
 use crate::engine::EngineError;
+use crate::engine::{Reader, VersionInfo};
 use crate::pack::{FILE_BYTES_MAX, Format};
-use crate::store::{Reader, VersionInfo};
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()

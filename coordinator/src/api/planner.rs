@@ -13,8 +13,8 @@ use tokio::sync::Semaphore;
 use super::App;
 use super::problem::{ApiError, ProblemKind};
 use crate::core::plan::Plan;
+use crate::engine::{Reader, StoreError};
 use crate::pack::{self, Format, Pack};
-use crate::store::{Reader, StoreError};
 
 /// Packs that are checked, and plans that are made, at a time. One of them may take some hundred MiB.
 const WORKERS_MAX: usize = 4;

@@ -9,8 +9,8 @@ use packrun_protocol::state::Reason;
 use super::types::{Fault, Problem};
 use crate::core::outcome::Refusal;
 use crate::engine::EngineError;
+use crate::engine::StoreError;
 use crate::pack::{InvalidArguments, InvalidPack, PlanError};
-use crate::store::StoreError;
 
 /// The media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";

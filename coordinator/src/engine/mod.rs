@@ -16,7 +16,7 @@ pub use handle::{EngineError, Handle, Messages, Session};
 pub use release::{FeedBatch, ToSession};
 
 /// What [`Handle::read`] gives.
-pub use crate::store::{Reader, StoreError};
+pub use crate::store::{Reader, RunFilter, StoreError, VersionInfo};
 
 use std::future::pending;
 

@@ -49,7 +49,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
 pub use extent::Extent;
-pub use follow::{FeedPosition, LogReader};
+pub use follow::{BeyondEnd, FeedPosition, LogReader};
 pub use index::{FeedProgress, Progress};
 pub use kept::{ExtentsError, decode_extents, encode_extents};
 pub use recover::{Recovery, Spot};
@@ -88,17 +88,6 @@ impl Default for LogConfig {
 pub struct LogError {
     dir: PathBuf,
     source: io::Error,
-}
-
-/// A place in a feed that the log has not reached, or no longer has: it was asked for before a power cut.
-/// The feed is to be read from its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the feed has {next_arrival} blocks, none at {}", asked.block)]
-pub struct BeyondEnd {
-    /// What was asked for.
-    pub asked: FeedPosition,
-    /// How many blocks the feed has.
-    pub next_arrival: u64,
 }
 
 /// The log of all attempts. Clones share it; it ends with the last, or with [`LogStore::close`].
@@ -306,7 +295,7 @@ impl LogStore {
     /// When the feed has not come to `from`.
     pub fn read_feed(&self, pack_run: PackRunId, from: FeedPosition) -> Result<Option<LogReader>, BeyondEnd> {
         let Some(run) = self.runs.run(pack_run) else { return Ok(None) };
-        check_end(from, run.next_arrival())?;
+        follow::check_end(from, run.next_arrival())?;
         Ok(Some(LogReader::feed(self.dir.clone(), run, from)))
     }
 
@@ -320,7 +309,7 @@ impl LogStore {
         extents: Vec<Extent>,
         from: FeedPosition,
     ) -> Result<LogReader, BeyondEnd> {
-        check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
+        follow::check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
         Ok(LogReader::kept_feed(self.dir.clone(), pack_run, extents, from))
     }
 
@@ -395,11 +384,6 @@ impl LogStore {
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
-}
-
-fn check_end(asked: FeedPosition, next_arrival: u64) -> Result<(), BeyondEnd> {
-    let end = FeedPosition { block: next_arrival, entry: 0 };
-    if asked <= end { Ok(()) } else { Err(BeyondEnd { asked, next_arrival }) }
 }
 
 #[cfg(test)]

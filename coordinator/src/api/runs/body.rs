@@ -11,7 +11,7 @@ use super::Waiting;
 use crate::api::problem::ApiError;
 use crate::api::types::{Attempt, JobRun, PackRun};
 use crate::core::change::{AttemptRow, JobRunRow};
-use crate::store::{Reader, StoreError};
+use crate::engine::{Reader, StoreError};
 
 /// The names of agents.
 type Names = BTreeMap<AgentId, Name>;

@@ -26,7 +26,7 @@ use super::paging::{self, List, Paged};
 use super::problem::ApiError;
 use super::types::{JobRun, PackRun, Page, Problem};
 use super::{Api, App};
-use crate::store::RunFilter;
+use crate::engine::RunFilter;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()

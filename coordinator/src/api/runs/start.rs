@@ -27,7 +27,7 @@ use crate::api::{Api, App};
 use crate::core::event::{Command, Idempotency, NewRun};
 use crate::core::outcome::{Refusal, Reply};
 use crate::engine::EngineError;
-use crate::store::{Reader, StoreError};
+use crate::engine::{Reader, StoreError};
 
 const KEY_HEADER: &str = "idempotency-key";
 

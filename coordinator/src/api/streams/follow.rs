@@ -21,8 +21,8 @@ use crate::api::problem::ApiError;
 use crate::api::types::EndEvent;
 use crate::core::change::{FeedEntry, FeedRow};
 use crate::engine::FeedBatch;
+use crate::engine::Reader;
 use crate::logs::StoredBlock;
-use crate::store::Reader;
 
 /// Changes that are read at a time.
 const CHANGES_READ: usize = 256;

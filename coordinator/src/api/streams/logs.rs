@@ -123,7 +123,7 @@ type Kept = (AttemptId, Vec<Extent>);
 
 /// What is kept of a pack run that is over.
 fn if_over(
-    reader: &crate::store::Reader,
+    reader: &crate::engine::Reader,
     run: PackRunId,
     jobs: Option<&HashSet<JobRunId>>,
 ) -> Result<Option<Vec<Kept>>, ApiError> {

@@ -10,7 +10,7 @@ use crate::api::App;
 use crate::api::problem::ApiError;
 use crate::api::types::{Artifact, LogEntry};
 use crate::core::plan::Plan;
-use crate::store::Reader;
+use crate::engine::Reader;
 
 /// A job run as its entries name it.
 #[derive(Debug)]
