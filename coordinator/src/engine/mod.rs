@@ -156,6 +156,8 @@ impl Engine {
             }
         }
         self.health.stopped("the coordinator stops");
+        // Whoever is told may open the store again at once.
+        drop(self);
         for stopped in stopping {
             // Whoever asked may have gone.
             let _ = stopped.send(());

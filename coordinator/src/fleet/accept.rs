@@ -13,16 +13,13 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::gate::{Place, Refused};
-use super::{FleetError, Shared, endpoint_config, enrol, listen, session};
+use super::{FleetError, STOP_TIME, Shared, endpoint_config, enrol, listen, session};
 
 const REOPEN_FIRST: Duration = Duration::from_millis(50);
 const REOPEN_MAX: Duration = Duration::from_secs(10);
 
 /// How long to wait before a certificate that could not be made is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(3600);
-
-/// How long agents get to hear that the coordinator stops.
-const PART_TIME: Duration = Duration::from_secs(5);
 
 /// How long the last packets of closed connections get to leave.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -68,7 +65,7 @@ impl Acceptor {
         }
         self.endpoint.set_server_config(None);
         self.connections.close();
-        if timeout(PART_TIME, self.connections.wait()).await.is_err() {
+        if timeout(STOP_TIME, self.connections.wait()).await.is_err() {
             tracing::warn!("some agents did not hear in time that the coordinator stops");
         }
         self.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.to_wire()), b"the coordinator stops");

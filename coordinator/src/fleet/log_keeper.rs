@@ -56,12 +56,18 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 Ok(found) => runs = found,
                 Err(error) => {
                     tracing::error!(%error, "the open logs could not be listed; trying again soon");
-                    tokio::time::sleep(AGAIN).await;
+                    if !pause(&shared).await {
+                        return;
+                    }
                     continue;
                 }
             }
         } else {
-            match feed.recv().await {
+            let batch = tokio::select! {
+                () = shared.stop.cancelled() => return,
+                batch = feed.recv() => batch,
+            };
+            match batch {
                 Ok(batch) => runs.extend(batch.iter().filter(|row| concerns(row)).map(|row| row.pack_run)),
                 Err(RecvError::Lagged(_)) => {
                     all = true;
@@ -79,12 +85,19 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 }
                 Err(error) => {
                     tracing::error!(%run, %error, "the logs of a pack run could not be kept; trying again soon");
-                    tokio::time::sleep(AGAIN).await;
+                    if !pause(&shared).await {
+                        return;
+                    }
                     all = true;
                 }
             }
         }
     }
+}
+
+/// Waits before all is looked at again; `false` when there is no more time for that.
+async fn pause(shared: &Shared) -> bool {
+    tokio::time::timeout(AGAIN, shared.stop.cancelled()).await.is_err()
 }
 
 /// Whether a change may have left a log open whose attempt is over.

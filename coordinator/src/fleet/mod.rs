@@ -45,6 +45,7 @@ use quinn::Endpoint;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use identity::{Identity, IdentityError};
@@ -57,6 +58,9 @@ use accept::Acceptor;
 use admission::Revoked;
 use gate::{Gate, Rate};
 use seats::Seats;
+
+/// How long what is under way gets to end when the fleet stops.
+const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Reads of the store for inputs that may be under way at once.
 const READS_MAX: usize = 8;
@@ -292,6 +296,10 @@ impl Fleet {
         if let Some(acceptor) = self.acceptor.take() {
             // A panic in it was reported when it happened.
             let _ = acceptor.await;
+        }
+        // It ends after what it is at, unless a disk doesn't let it; what it leaves is done at the next start.
+        if timeout(STOP_TIME, &mut self.keeper).await.is_err() {
+            tracing::warn!("the logs of some attempts that ended could not be kept yet");
         }
     }
 }
