@@ -84,7 +84,7 @@ pub enum Input {
     Failed(AttemptId, Outcome),
     /// The agent takes no new attempts from now on, or does again.
     Draining(bool),
-    /// The certificate is to be renewed then.
+    /// The certificate is to be renewed then, by the wall clock: it ages while the host sleeps.
     RenewAt(Timestamp),
     /// Time has passed.
     Tick,
@@ -225,7 +225,8 @@ impl Machine {
             Session::Greeting { sent, .. } => Some(sent.at + ANSWER_LIMIT),
             Session::Live(live) => {
                 let overdue = live.pings.front().map(|ping| ping.at + live.patience());
-                overdue.into_iter().chain([live.next_ping]).chain(self.renew_at).min()
+                // A renewal is not urgent: it comes with the next ping.
+                overdue.into_iter().chain([live.next_ping]).min()
             }
         }
     }

@@ -197,6 +197,7 @@ async fn goodbye_and_not_leader_lead_to_the_next_session() {
     peer.say(ToAgent::NotLeader(addresses.try_into().unwrap())).await;
     let refused = within(async { other.endpoint.accept().await.unwrap().await });
     assert!(refused.await.is_err(), "an agent refuses a coordinator of another CA");
-    fake.meet().await.welcome(|_| panic!("nothing is held")).await;
+    let mut peer = fake.meet().await;
+    peer.welcome(|_| panic!("nothing is held")).await;
     agent.stop(Stop::Drain).await;
 }

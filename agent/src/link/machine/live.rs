@@ -84,7 +84,7 @@ impl Machine {
     }
 
     pub(super) fn tick(&mut self, now: Moment, out: &mut Vec<Output>) {
-        let renews = self.renew_at.is_some_and(|time| time <= now.at);
+        let renews = self.renew_at.is_some_and(|time| time <= now.wall);
         match &mut self.session {
             Session::Away => {}
             Session::Greeting { sent, .. } => {
@@ -100,7 +100,7 @@ impl Machine {
                     self.ping(now, out);
                 }
                 if renews {
-                    self.renew_at = Some(now.at + RENEW_RETRY);
+                    self.renew_at = Some(now.wall + RENEW_RETRY);
                     out.push(Output::Renew);
                 }
             }
