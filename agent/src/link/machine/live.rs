@@ -27,7 +27,8 @@ impl Machine {
         }
         let heartbeat = welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
         // Welcome answers Hello: that is as good a sign as a ping's.
-        let live = Live { heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        let name = welcome.name.clone();
+        let live = Live { name, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
         self.session = Session::Live(live);
         out.push(Output::Welcomed(welcome.name));
         for (attempt, answer) in welcome.attempts.into_vec() {
@@ -147,10 +148,11 @@ impl Machine {
             }
             return;
         }
+        let name = live.name.clone();
         for (epoch, assignment) in std::mem::take(&mut self.waiting) {
             let attempt = assignment.attempt;
             self.held.insert(attempt, Held::assigned());
-            out.push(Output::Order(Order::Start { epoch, assignment }));
+            out.push(Output::Order(Order::Start { epoch, agent: name.clone(), assignment }));
             out.push(Output::OpenLog(attempt, 0));
         }
     }
