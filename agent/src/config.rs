@@ -207,16 +207,15 @@ impl AgentConfig {
             labels: Labels::new(host::labels()).map_err(|error| invalid("labels", error))?,
             capacity: host::capacity(),
             join_token: None,
-            environment: HostEnvironment::inherited(name.clone()),
+            environment: HostEnvironment::inherited(),
             name,
             journal: JournalConfig::default(),
             cache_bytes: BYTES_MAX_DEFAULT,
         })
     }
 
-    /// Calls the agent so.
+    /// Wants to be called so.
     pub fn rename(&mut self, name: Name) {
-        self.environment.agent = name.clone();
         self.name = name;
     }
 
@@ -283,7 +282,6 @@ mod tests {
         assert_eq!((both.join_token.clone(), both.join_token_file.is_some()), (None, true));
         let config = Source { join_token_file: None, ..both }.resolve().unwrap();
         assert_eq!((config.name.as_str(), u32::from(config.capacity.slots)), ("a", 3));
-        assert_eq!(config.environment.agent, config.name);
         let labels = ["gpu", "os", "zone"].map(|key| config.labels.get(key));
         assert_eq!(labels, [Some("none"), Some("plan9"), Some("x")]);
         assert_eq!(config.labels.get("arch"), Some(std::env::consts::ARCH));

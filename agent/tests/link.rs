@@ -7,5 +7,7 @@ mod artifacts;
 mod attempts;
 #[path = "link/fake.rs"]
 mod fake;
+#[path = "link/hostile.rs"]
+mod hostile;
 #[path = "link/identity.rs"]
 mod identity;

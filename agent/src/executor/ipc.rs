@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::job::{ArtifactRule, InputRule};
+use packrun_protocol::name::Name;
 use packrun_protocol::state::{Outcome, Reason};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +28,8 @@ pub enum Order {
     Start {
         /// The epoch of the coordinator that assigned it.
         epoch: Epoch,
+        /// What the coordinator calls the agent.
+        agent: Name,
         /// What to start.
         assignment: Assignment,
     },

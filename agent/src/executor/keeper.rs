@@ -12,7 +12,9 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use packrun_protocol::control::Assignment;
 use packrun_protocol::id::AttemptId;
+use packrun_protocol::name::Name;
 use packrun_protocol::state::Verdict;
 use packrun_protocol::time::{Clock, Timestamp};
 use thiserror::Error;
@@ -166,7 +168,9 @@ impl State {
         let mut records = Vec::new();
         for order in orders.iter() {
             match order {
-                Order::Start { epoch, assignment } if !self.attempts.contains_key(&assignment.attempt) => {
+                Order::Start { epoch, assignment, .. }
+                    if !self.attempts.contains_key(&assignment.attempt) =>
+                {
                     records.push(Record::Assigned { attempt: assignment.attempt, epoch: *epoch });
                 }
                 Order::Forget(attempts) => records.extend(attempts.iter().copied().map(Record::Settled)),
@@ -182,9 +186,9 @@ impl State {
         for order in orders.drain(..) {
             match order {
                 Order::Start { assignment, .. } if self.attempts.contains_key(&assignment.attempt) => {}
-                Order::Start { assignment, .. } => match &refusal {
+                Order::Start { agent, assignment, .. } => match &refusal {
                     Some(reason) => self.fail(assignment.attempt, reason, 0),
-                    None => self.start(assignment).await,
+                    None => self.start(agent, assignment).await,
                 },
                 Order::Cancel { attempt, reason } => {
                     if let Some(kept) = self.attempts.get_mut(&attempt) {
@@ -223,7 +227,7 @@ impl State {
         }
     }
 
-    async fn start(&mut self, assignment: packrun_protocol::control::Assignment) {
+    async fn start(&mut self, agent: Name, assignment: Assignment) {
         let attempt = assignment.attempt;
         if self.is_stopping || self.commands.is_none() {
             let outcome = ended(Verdict::Lost, "the agent executes nothing any more", 0, self.clock.now());
@@ -236,6 +240,7 @@ impl State {
             pack: assignment.pack,
             version: assignment.version,
             key: assignment.key,
+            agent,
             definition: assignment.definition,
         }))
         .await;

@@ -67,6 +67,8 @@ pub struct StartOrder {
     pub version: u32,
     /// The job run's key within the pack run.
     pub key: JobKey,
+    /// What the agent is called where that pack run is known.
+    pub agent: Name,
     /// The work.
     pub definition: Arc<Definition>,
 }

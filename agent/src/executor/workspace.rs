@@ -10,7 +10,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use packrun_protocol::job::OWN_FOLDER;
-use packrun_protocol::name::Name;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 use super::StartOrder;
@@ -25,8 +24,6 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What the agent adds to the environment of every attempt.
 #[derive(Debug, Clone)]
 pub struct HostEnvironment {
-    /// The agent's name.
-    pub agent: Name,
     /// `PATH`, when the job sets none.
     pub path: String,
     /// `LANG`, if set.
@@ -38,10 +35,10 @@ pub struct HostEnvironment {
 impl HostEnvironment {
     /// The agent's own `PATH`, `LANG` and `TZ`.
     #[must_use]
-    pub fn inherited(agent: Name) -> Self {
+    pub fn inherited() -> Self {
         let variable = |name| std::env::var(name).ok();
         let path = variable("PATH").unwrap_or_else(|| PATH_DEFAULT.to_owned());
-        Self { agent, path, lang: variable("LANG"), tz: variable("TZ") }
+        Self { path, lang: variable("LANG"), tz: variable("TZ") }
     }
 }
 
@@ -123,7 +120,7 @@ impl Workspace {
             ("PACKRUN_RUN_ID", order.run.to_string()),
             ("PACKRUN_JOB", order.key.to_string()),
             ("PACKRUN_ATTEMPT", order.attempt.number.to_string()),
-            ("PACKRUN_AGENT", host.agent.to_string()),
+            ("PACKRUN_AGENT", order.agent.to_string()),
             (MARKER, workspace),
         ]);
         variables.remove("PACKRUN_TIMEOUT");

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use packrun_protocol::cert::COORDINATOR_NAME;
+use packrun_protocol::state::Reason;
 use packrun_protocol::stream::CloseCode;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
 use thiserror::Error;
@@ -13,8 +14,9 @@ use thiserror::Error;
 /// How long is waited between two tries.
 const RETRY: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(10);
 
-/// How long one try may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a try may take, beside twice the wait before it. A coordinator that comes up hears a new try sooner than
+/// the next packet of an old one; one that is far away gets more time from try to try.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Most addresses of a leader that are kept.
 const HINTS_MAX: usize = 16;
@@ -85,10 +87,15 @@ pub(super) struct Dialed {
 }
 
 /// Connects to `address`, `host:port`; of several that it resolves to, to the first that answers.
+/// Each may take `limit`.
 ///
 /// # Errors
 /// When none does.
-pub(super) async fn dial(address: String, config: ClientConfig) -> Result<Dialed, DialError> {
+pub(super) async fn dial(
+    address: String,
+    config: ClientConfig,
+    limit: Duration,
+) -> Result<Dialed, DialError> {
     let unresolved = |why: String| DialError::Address { address: address.clone(), why };
     let resolved: Vec<SocketAddr> =
         tokio::net::lookup_host(&address).await.map_err(|error| unresolved(error.to_string()))?.collect();
@@ -108,7 +115,7 @@ pub(super) async fn dial(address: String, config: ClientConfig) -> Result<Dialed
         let connecting = endpoint
             .connect_with(config.clone(), socket, COORDINATOR_NAME)
             .map_err(|source| DialError::Start { address: address.clone(), source })?;
-        match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
+        match tokio::time::timeout(limit, connecting).await {
             Ok(Ok(connection)) => return Ok(Dialed { connection, endpoint, address }),
             Ok(Err(source)) => last = DialError::Connect { address: address.clone(), source },
             Err(_) => last = DialError::Silent { address: address.clone() },
@@ -127,45 +134,40 @@ impl DialError {
 }
 
 /// Why a coordinator doesn't let this agent in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Expired,
-    Revoked,
-    /// Another coordinator may know it.
-    Unknown,
-}
-
-impl Refusal {
-    pub(super) fn is_final(self) -> bool {
-        self != Self::Unknown
-    }
-
-    pub(super) fn words(self) -> &'static str {
-        match self {
-            Self::Expired => "its certificate has expired; join again with a new token",
-            Self::Revoked => "it was revoked",
-            Self::Unknown => "its certificate is of another CA; join again with a token of this coordinator",
-        }
-    }
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Whether no other coordinator will either.
+    pub(super) is_final: bool,
+    /// Why, for people.
+    pub(super) why: Reason,
 }
 
 /// What a lost connection says of that. Only a connection that was there may be asked: what comes before the end of
 /// the handshake may come from anyone.
 pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
+    let refusal = |is_final, why: &str| Some(Refusal { is_final, why: Reason::new(why) });
     match error {
         ConnectionError::ConnectionClosed(close) => {
             match u64::from(close.error_code).checked_sub(TLS_ALERT.start)? {
-                ALERT_REVOKED => Some(Refusal::Revoked),
-                ALERT_EXPIRED => Some(Refusal::Expired),
-                alert if ALERTS_CERTIFICATE.contains(&alert) => Some(Refusal::Unknown),
+                ALERT_REVOKED => refusal(true, "the agent was revoked"),
+                ALERT_EXPIRED => {
+                    refusal(true, "the agent's certificate has expired; join again with a new token")
+                }
+                alert if ALERTS_CERTIFICATE.contains(&alert) => refusal(
+                    false,
+                    "the agent's certificate is of another CA; join again with a token of this one",
+                ),
                 _ => None,
             }
         }
-        ConnectionError::ApplicationClosed(close) => match CloseCode::from_wire(close.error_code.into())? {
-            CloseCode::Revoked => Some(Refusal::Revoked),
-            CloseCode::CertificateRequired => Some(Refusal::Unknown),
-            _ => None,
-        },
+        ConnectionError::ApplicationClosed(close) => {
+            let why = String::from_utf8_lossy(&close.reason);
+            match CloseCode::from_wire(close.error_code.into())? {
+                CloseCode::Revoked => refusal(true, &why),
+                CloseCode::CertificateRequired => refusal(false, &why),
+                _ => None,
+            }
+        }
         _ => None,
     }
 }
@@ -211,11 +213,17 @@ pub(super) struct Addresses {
     given: VecDeque<String>,
     hints: VecDeque<String>,
     backoff: Backoff,
+    waited: Duration,
 }
 
 impl Addresses {
     pub(super) fn new(given: Vec<String>) -> Self {
-        Self { given: given.into(), hints: VecDeque::new(), backoff: Backoff::new(RETRY) }
+        Self {
+            given: given.into(),
+            hints: VecDeque::new(),
+            backoff: Backoff::new(RETRY),
+            waited: Duration::ZERO,
+        }
     }
 
     /// Where to go next.
@@ -238,7 +246,13 @@ impl Addresses {
 
     /// How long to wait before that.
     pub(super) fn wait(&mut self) -> Duration {
-        self.backoff.next()
+        self.waited = self.backoff.next();
+        self.waited
+    }
+
+    /// How long the try after that may take.
+    pub(super) fn limit(&self) -> Duration {
+        CONNECT_LIMIT + 2 * self.waited
     }
 
     /// How long to wait when coming back soon would do harm.

@@ -74,7 +74,7 @@ pub(super) async fn join(
         let Some(address) = addresses.next() else {
             return Err(EnrolError::Answer("no coordinator was given".to_owned()));
         };
-        match join_at(address.clone(), token, &request, name).await {
+        match join_at(address.clone(), addresses.limit(), token, &request, name).await {
             Ok((certificate_pem, ca_pem)) => {
                 addresses.succeeded();
                 return Ok(store.join(&ca_pem, Identity { certificate_pem, key_pem })?);
@@ -102,12 +102,13 @@ pub(super) async fn join(
 
 async fn join_at(
     address: String,
+    limit: std::time::Duration,
     token: &JoinToken,
     request: &Pem,
     name: &Name,
 ) -> Result<(String, String), TryError> {
     let config = join_config(JoinConfig { ca: token.ca }).map_err(EnrolError::Tls)?;
-    let dialed = dial(address, config).await?;
+    let dialed = dial(address, config, limit).await?;
     let (send, receive) = dialed
         .connection
         .open_bi()

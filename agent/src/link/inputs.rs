@@ -12,6 +12,7 @@ use packrun_protocol::state::Reason;
 use packrun_protocol::stream::{Content, DownloadAnswer, InputAnswer, StreamHeader};
 use quinn::Connection;
 use thiserror::Error;
+use tokio::task::JoinSet;
 
 use super::PRIORITY_ARTIFACT;
 use super::transfer::{Transfers, Tries, blocking};
@@ -22,6 +23,9 @@ use crate::artifacts::inputs::place;
 
 /// Bytes that are written at once.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// How many files of one attempt are on their way at once.
+const FILES_AT_ONCE: usize = 4;
 
 /// How often a content may come out as another one.
 const DAMAGES_MAX: u32 = 3;
@@ -85,20 +89,50 @@ pub(super) async fn fetch(
             let InputRule { from, artifact, .. } = rule;
             return Err(Reason::new(&format!("input `{artifact}` was not left by job `{from}`")));
         }
+        let mut coming = JoinSet::new();
         for (path, content) in files {
-            let mut tries = Persistence::new(transfers, attempt);
-            let blob = loop {
-                let obtained = obtain(transfers, &tries.connection().await, attempt, &content).await;
-                match obtained {
-                    Ok(blob) => break blob,
-                    Err(error) => tries.judge(error)?,
-                }
-            };
-            let _permit = transfers.moving().await;
-            put(Arc::clone(&folder), path, content, blob).await?;
+            if coming.len() == FILES_AT_ONCE {
+                place_next(transfers, &folder, &mut coming).await?;
+            }
+            let transfers = transfers.clone();
+            coming.spawn(async move {
+                let blob = bring(&transfers, attempt, &content).await?;
+                Ok((path, content, blob))
+            });
+        }
+        while !coming.is_empty() {
+            place_next(transfers, &folder, &mut coming).await?;
         }
     }
     Ok(())
+}
+
+/// A file that is in the cache, and where it belongs.
+type Fetched = Result<(RelativePath, Content, Blob), Reason>;
+
+/// Puts the next file that has come into the workspace. One after the other, so that nothing is written there any
+/// more once one fails.
+async fn place_next(
+    transfers: &Transfers,
+    folder: &Arc<Folder>,
+    coming: &mut JoinSet<Fetched>,
+) -> Result<(), Reason> {
+    let Some(came) = coming.join_next().await else { return Ok(()) };
+    let failed = |error| Reason::new(&format!("an input's download ended unexpectedly: {error}"));
+    let (path, content, blob) = came.map_err(failed)??;
+    let _permit = transfers.moving().await;
+    put(Arc::clone(folder), path, content, blob).await
+}
+
+/// Gets a content into the cache, over as many tries as it takes.
+async fn bring(transfers: &Transfers, attempt: AttemptId, content: &Content) -> Result<Blob, Reason> {
+    let mut tries = Persistence::new(transfers, attempt);
+    loop {
+        match obtain(transfers, &tries.connection().await, attempt, content).await {
+            Ok(blob) => return Ok(blob),
+            Err(error) => tries.judge(error)?,
+        }
+    }
 }
 
 /// Tries of one thing until it works, or never will.

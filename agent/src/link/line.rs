@@ -49,11 +49,11 @@ impl Line {
         Self::Waiting(Instant::now() + wait)
     }
 
-    /// A line that dials `address`.
-    pub(super) fn dial(address: String, config: ClientConfig) -> Self {
+    /// A line that dials `address`, for as long as `limit`.
+    pub(super) fn dial(address: String, config: ClientConfig, limit: Duration) -> Self {
         let mut dialing = JoinSet::new();
         dialing.spawn(async move {
-            let dialed = dial(address, config).await?;
+            let dialed = dial(address, config, limit).await?;
             match Control::open(&dialed.connection).await {
                 Ok(control) => Ok(Session { dialed, control, logs: JoinSet::new(), log_of: HashMap::new() }),
                 // Only a lost connection refuses a stream: why it is lost is known, or will be at once.

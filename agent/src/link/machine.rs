@@ -20,7 +20,7 @@ use packrun_protocol::control::{
 };
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::limit;
-use packrun_protocol::name::Labels;
+use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::{Outcome, Reason};
 use packrun_protocol::time::{ClockOffset, OffsetFilter, Timestamp};
 
@@ -84,7 +84,7 @@ pub enum Input {
     Failed(AttemptId, Outcome),
     /// The agent takes no new attempts from now on, or does again.
     Draining(bool),
-    /// The certificate is to be renewed then.
+    /// The certificate is to be renewed then, by the wall clock: it ages while the host sleeps.
     RenewAt(Timestamp),
     /// Time has passed.
     Tick,
@@ -98,7 +98,7 @@ pub enum Output {
     /// Tell the executor's side.
     Order(Order),
     /// The coordinator has let the agent in: streams may be opened. It calls the agent this.
-    Welcomed(packrun_protocol::name::Name),
+    Welcomed(Name),
     /// Send the attempt's log from this entry on.
     OpenLog(AttemptId, u64),
     /// Stop whatever is under way for the attempt.
@@ -148,6 +148,8 @@ enum Session {
 /// What is known while the coordinator listens.
 #[derive(Debug)]
 struct Live {
+    /// What the coordinator calls the agent.
+    name: Name,
     heartbeat: Duration,
     /// When the pings that are not answered were sent, by the machine's own `sent`.
     pings: VecDeque<Moment>,
@@ -225,7 +227,8 @@ impl Machine {
             Session::Greeting { sent, .. } => Some(sent.at + ANSWER_LIMIT),
             Session::Live(live) => {
                 let overdue = live.pings.front().map(|ping| ping.at + live.patience());
-                overdue.into_iter().chain([live.next_ping]).chain(self.renew_at).min()
+                // A renewal is not urgent: it comes with the next ping.
+                overdue.into_iter().chain([live.next_ping]).min()
             }
         }
     }

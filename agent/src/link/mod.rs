@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use packrun_protocol::id::Epoch;
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::name::Name;
+use packrun_protocol::state::Reason;
 use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -105,7 +106,7 @@ pub enum LinkError {
         /// Where.
         address: String,
         /// Why.
-        why: &'static str,
+        why: Reason,
     },
     /// It has no identity and no token to get one.
     #[error("the agent has not joined yet; give it a token from `packrun agents invite` with --join-token")]
@@ -164,7 +165,7 @@ async fn member(
     clock: Clock,
 ) -> Result<Member, LinkError> {
     let known = store.load()?;
-    let is_valid = |member: &Member| member.certificate.not_after > clock.now();
+    let is_valid = |member: &Member| member.certificate.not_after > session::moment(clock).wall;
     match (known, &settings.join_token) {
         (Some(member), token)
             if is_valid(&member) && token.as_ref().is_none_or(|token| token.ca == member.ca) =>

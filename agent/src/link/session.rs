@@ -191,12 +191,12 @@ impl Link {
     }
 
     fn dial(&mut self) -> Result<(), LinkError> {
-        if self.member.certificate.not_after <= self.clock.now() {
+        if self.member.certificate.not_after <= moment(self.clock).wall {
             return Err(LinkError::Expired);
         }
         // There is one: the configuration has at least one.
         let address = self.addresses.next().unwrap_or_default();
-        self.line = Line::dial(address, self.member.config.clone());
+        self.line = Line::dial(address, self.member.config.clone(), self.addresses.limit());
         Ok(())
     }
 
@@ -215,8 +215,8 @@ impl Link {
     fn check_refusal(&mut self, address: &str, error: &ConnectionError) -> Result<(), LinkError> {
         let Some(refusal) = refusal(error) else { return Ok(()) };
         self.refusals += 1;
-        if refusal.is_final() || self.refusals >= self.addresses.len() {
-            return Err(LinkError::NotAllowed { address: address.to_owned(), why: refusal.words() });
+        if refusal.is_final || self.refusals >= self.addresses.len() {
+            return Err(LinkError::NotAllowed { address: address.to_owned(), why: refusal.why });
         }
         Ok(())
     }
@@ -349,7 +349,7 @@ impl Link {
             Err(error) => error.to_string(),
         };
         tracing::error!(why, "the renewed certificate can't be used; it is asked for again");
-        Input::RenewAt(self.clock.now() + RENEW_RETRY)
+        Input::RenewAt(moment(self.clock).wall + RENEW_RETRY)
     }
 }
 

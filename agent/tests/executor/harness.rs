@@ -65,6 +65,7 @@ pub(crate) fn order(definition: Definition) -> StartOrder {
         pack: "demo".parse().unwrap(),
         version: 3,
         key: "test[shard=1]".parse().unwrap(),
+        agent: "host-1".parse().unwrap(),
         definition: Arc::new(definition),
     }
 }
@@ -78,7 +79,6 @@ impl Harness {
     /// The same in a folder where something may have been left.
     pub(crate) fn start_in(folder: tempfile::TempDir) -> Option<Self> {
         let host = HostEnvironment {
-            agent: "host-1".parse().unwrap(),
             path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
             lang: Some("C.UTF-8".to_owned()),
             tz: None,

@@ -4,6 +4,7 @@ use packrun_agent::Stop;
 use packrun_protocol::control::{HeldAnswer, ToAgent};
 use packrun_protocol::id::Digest;
 use packrun_protocol::job::{ArtifactRule, InputRule};
+use packrun_protocol::quic::{FrameReader, FrameWriter};
 use packrun_protocol::state::{Reason, Verdict};
 use packrun_protocol::stream::{
     Content, DownloadAnswer, FileMode, InputAnswer, StreamHeader, UploadAnswer, UploadEnd,
@@ -151,4 +152,52 @@ async fn an_input_that_was_not_left_or_is_refused_fails_the_attempt() {
         peer.say(ToAgent::Settled(vec![attempt])).await;
     }
     agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn many_files_come_side_by_side_and_each_content_once() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let mut job = script("cat in/* | sort -n | uniq -c | tr -s ' '");
+    job.inputs = vec![input("in", false)];
+    let contents: Vec<_> = (0..30u32).map(|n| format!("{}\n", n / 2).into_bytes()).collect();
+    let content = |bytes: &[u8]| Content {
+        digest: Digest::of(bytes),
+        size: bytes.len() as u64,
+        mode: FileMode::of(0o644),
+    };
+    let connection = peer.connection.clone();
+    let files = contents.clone();
+    let served = tokio::spawn(async move {
+        let mut downloads = 0;
+        while let Ok((send, receive)) = connection.accept_bi().await {
+            let (mut send, mut receive) = (FrameWriter::new(send), FrameReader::new(receive));
+            match receive.expect().await.unwrap() {
+                StreamHeader::Inputs { .. } => {
+                    for (at, bytes) in files.iter().enumerate() {
+                        let path = format!("in/{at}").parse().unwrap();
+                        send.push(&InputAnswer::File { path, content: content(bytes) }).unwrap();
+                    }
+                    send.send(&InputAnswer::End { files: 30 }).await.unwrap();
+                }
+                StreamHeader::Download { digest, offset: 0, .. } => {
+                    downloads += 1;
+                    let bytes = files.iter().find(|bytes| Digest::of(bytes) == digest).unwrap();
+                    send.send(&DownloadAnswer::Bytes(bytes.len() as u64)).await.unwrap();
+                    send.stream().write_all(bytes).await.unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            send.stream().finish().unwrap();
+        }
+        downloads
+    });
+    let attempt = peer.assign(job).await;
+    assert_eq!(peer.ended(attempt).await.verdict, Verdict::Succeeded);
+    let lines: Vec<_> = peer.log().await.lines().into_iter().map(|(_, line)| line).collect();
+    let twice: Vec<_> = (0..15).map(|n| format!(" 2 {n}")).collect();
+    assert_eq!(lines, twice);
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    agent.stop(Stop::Drain).await;
+    assert_eq!(within(served).await.unwrap(), 15);
 }

@@ -29,7 +29,7 @@ fn numbered(numbers: std::ops::Range<u64>) -> Vec<(u64, String)> {
 async fn a_job_runs_and_its_log_and_end_come() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, mut peer) = fake.join(&folder).await;
-    let attempt = peer.assign(script("echo out; echo err >&2; exit 3")).await;
+    let attempt = peer.assign(script("echo $PACKRUN_AGENT; echo err >&2; exit 3")).await;
     peer.started(attempt).await;
     let outcome = peer.ended(attempt).await;
     assert_eq!((outcome.verdict, outcome.exit), (Verdict::Failed, Some(ExitStatus::Code(3))));
@@ -37,7 +37,7 @@ async fn a_job_runs_and_its_log_and_end_come() {
     assert_eq!((log.attempt, log.from, log.lines().len() as u64), (attempt, 0, outcome.entries));
     let mut lines: Vec<_> = log.lines().into_iter().map(|(_, line)| line).collect();
     lines.sort();
-    assert_eq!(lines, ["err", "out"]);
+    assert_eq!(lines, ["err", "host-1-2"], "an agent is called what its coordinator calls it");
     peer.say(ToAgent::LogAck(vec![(attempt, outcome.entries)])).await;
     peer.say(ToAgent::Settled(vec![attempt])).await;
     agent.stop(Stop::Drain).await;
@@ -197,6 +197,7 @@ async fn goodbye_and_not_leader_lead_to_the_next_session() {
     peer.say(ToAgent::NotLeader(addresses.try_into().unwrap())).await;
     let refused = within(async { other.endpoint.accept().await.unwrap().await });
     assert!(refused.await.is_err(), "an agent refuses a coordinator of another CA");
-    fake.meet().await.welcome(|_| panic!("nothing is held")).await;
+    let mut peer = fake.meet().await;
+    peer.welcome(|_| panic!("nothing is held")).await;
     agent.stop(Stop::Drain).await;
 }

@@ -203,7 +203,7 @@ impl Peer {
         let welcome = Welcome {
             minor: MINOR,
             agent: self.agent,
-            name: "host-1".parse().unwrap(),
+            name: "host-1-2".parse().unwrap(),
             lease: Duration::from_secs(60),
             heartbeat: Duration::from_secs(1),
             attempts: attempts.try_into().unwrap(),

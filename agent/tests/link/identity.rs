@@ -8,6 +8,7 @@ use packrun_agent::{AgentError, Stop};
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::{FromAgent, HeldAnswer, ToAgent};
 use packrun_protocol::id::Epoch;
+use packrun_protocol::stream::CloseCode;
 
 use crate::fake::{Fake, script, start, state, within};
 
@@ -90,6 +91,16 @@ async fn a_revoked_agent_ends() {
     let (refused, error) = tokio::join!(refused, agent.error());
     assert!(refused.is_err() && error.is_not_allowed());
     assert!(words(&error).contains("revoked"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn an_agent_that_nobody_knows_ends_with_the_coordinators_words() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    let words = "no such agent is enrolled here";
+    packrun_protocol::quic::close(&peer.connection, CloseCode::CertificateRequired, words);
+    let error = agent.error().await;
+    assert!(error.is_not_allowed() && self::words(&error).contains(words), "{error}");
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::block::LogStream;
-use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AttemptNumber, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, ArtifactRule, Definition, InputRule};
 use packrun_protocol::state::{Outcome, Reason};
@@ -32,12 +31,7 @@ fn journal(folder: &TempDir) -> PathBuf {
 }
 
 fn begin(folder: &TempDir, config: JournalConfig) -> Side {
-    let host = HostEnvironment {
-        agent: "host-1".parse().unwrap(),
-        path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
-        lang: None,
-        tz: None,
-    };
+    let host = HostEnvironment { path: "/usr/local/bin:/usr/bin:/bin".to_owned(), lang: None, tz: None };
     let settings = Settings { workspaces: folder.path().join("workspaces"), host, isolation: None };
     let (keeper, port) = start(&journal(folder), config, settings, Clock::start()).unwrap();
     Side { port, follower: Follower::new(journal(folder)), keeper }
@@ -65,6 +59,10 @@ fn assignment(definition: Definition) -> Assignment {
     }
 }
 
+fn started_by(assignment: Assignment) -> Order {
+    Order::Start { epoch: Epoch(1), agent: "host-1".parse().unwrap(), assignment }
+}
+
 impl Side {
     async fn order(&self, order: Order) {
         self.port.orders.send(order).await.unwrap();
@@ -73,7 +71,7 @@ impl Side {
     async fn begin(&self, definition: Definition) -> AttemptId {
         let assignment = assignment(definition);
         let attempt = assignment.attempt;
-        self.order(Order::Start { epoch: Epoch(1), assignment }).await;
+        self.order(started_by(assignment)).await;
         attempt
     }
 
@@ -152,7 +150,7 @@ async fn a_canceled_attempt_ends_with_the_coordinators_reason_and_a_forgotten_on
     // Twice the same order is one attempt.
     let again = assignment(job("echo once"));
     for _ in 0..2 {
-        side.order(Order::Start { epoch: Epoch(1), assignment: again.clone() }).await;
+        side.order(started_by(again.clone())).await;
     }
     assert_eq!(side.end(again.attempt).await.0.len(), 1);
     let follower = side.finish().await;
@@ -300,7 +298,7 @@ async fn what_a_full_disk_refuses_is_written_once_there_is_room() {
     let (mut state, _port, _commanded) = alone(&folder);
     let order = assignment(job(""));
     let attempt = order.attempt;
-    state.carry_out(&mut vec![Order::Start { epoch: Epoch(1), assignment: order }]).await;
+    state.carry_out(&mut vec![started_by(order)]).await;
     let file = state.journal.swap_file(full_disk());
     let started = Started { attempt, pid: 1, start_ticks: 1, at: Timestamp::default() };
     state.take_down(&mut vec![Event::Started(started)]);
@@ -320,11 +318,11 @@ async fn a_disk_that_stays_full_fails_attempts_loudly_and_the_agent_lives() {
     let (mut state, _port, mut commanded) = alone(&folder);
     let [ran, late] = [assignment(job("")), assignment(job(""))];
     let attempt = ran.attempt;
-    state.carry_out(&mut vec![Order::Start { epoch: Epoch(1), assignment: ran }]).await;
+    state.carry_out(&mut vec![started_by(ran)]).await;
     let file = state.journal.swap_file(full_disk());
     // What can't be written down is not started.
     let refused = late.attempt;
-    state.carry_out(&mut vec![Order::Start { epoch: Epoch(1), assignment: late }]).await;
+    state.carry_out(&mut vec![started_by(late)]).await;
     let started = Started { attempt, pid: 1, start_ticks: 1, at: Timestamp::default() };
     state.take_down(&mut vec![Event::Started(started)]);
     state.unwritten.as_mut().unwrap().since = Timestamp::default();
@@ -345,6 +343,6 @@ async fn a_disk_that_stays_full_fails_attempts_loudly_and_the_agent_lives() {
     let outcome = ended(Verdict::Canceled, "killed", 0, Timestamp::default());
     state.take_down(&mut vec![Event::Ended { attempt, outcome }]);
     assert!(state.attempts.is_empty());
-    state.carry_out(&mut vec![Order::Start { epoch: Epoch(1), assignment: assignment(job("")) }]).await;
+    state.carry_out(&mut vec![started_by(assignment(job("")))]).await;
     assert!(matches!(commanded.recv().await, Some(Command::Start(_))));
 }

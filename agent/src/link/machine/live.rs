@@ -27,7 +27,8 @@ impl Machine {
         }
         let heartbeat = welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
         // Welcome answers Hello: that is as good a sign as a ping's.
-        let live = Live { heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        let name = welcome.name.clone();
+        let live = Live { name, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
         self.session = Session::Live(live);
         out.push(Output::Welcomed(welcome.name));
         for (attempt, answer) in welcome.attempts.into_vec() {
@@ -84,7 +85,7 @@ impl Machine {
     }
 
     pub(super) fn tick(&mut self, now: Moment, out: &mut Vec<Output>) {
-        let renews = self.renew_at.is_some_and(|time| time <= now.at);
+        let renews = self.renew_at.is_some_and(|time| time <= now.wall);
         match &mut self.session {
             Session::Away => {}
             Session::Greeting { sent, .. } => {
@@ -100,7 +101,7 @@ impl Machine {
                     self.ping(now, out);
                 }
                 if renews {
-                    self.renew_at = Some(now.at + RENEW_RETRY);
+                    self.renew_at = Some(now.wall + RENEW_RETRY);
                     out.push(Output::Renew);
                 }
             }
@@ -147,10 +148,11 @@ impl Machine {
             }
             return;
         }
+        let name = live.name.clone();
         for (epoch, assignment) in std::mem::take(&mut self.waiting) {
             let attempt = assignment.attempt;
             self.held.insert(attempt, Held::assigned());
-            out.push(Output::Order(Order::Start { epoch, assignment }));
+            out.push(Output::Order(Order::Start { epoch, agent: name.clone(), assignment }));
             out.push(Output::OpenLog(attempt, 0));
         }
     }

@@ -141,7 +141,7 @@ impl World {
 
     fn ordered(&mut self, order: Order) {
         match order {
-            Order::Start { assignment, epoch } => {
+            Order::Start { assignment, epoch, .. } => {
                 let attempt = assignment.attempt;
                 assert!(self.started.insert(attempt), "{attempt} started twice");
                 let higher = |other: &&AttemptId| other.job_run == attempt.job_run && **other > attempt;
