@@ -65,7 +65,7 @@ where
     }
 }
 
-fn unauthenticated(detail: impl Into<String>) -> ApiError {
+fn unauthenticated(detail: impl AsRef<str>) -> ApiError {
     ApiError::new(ProblemKind::Unauthenticated, detail)
 }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{Method, Uri};
+use axum::http::header::X_CONTENT_TYPE_OPTIONS;
+use axum::http::{HeaderValue, Method, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::Api;
 use super::problem::{ApiError, ProblemKind};
 
 /// Limits on requests whose answer doesn't stream.
@@ -31,7 +31,10 @@ impl Default for Limits {
 
 impl Limits {
     /// These limits on all routes of `router` together.
-    pub(super) fn apply(self, router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+    pub(super) fn apply<S: Clone + Send + Sync + 'static>(
+        self,
+        router: OpenApiRouter<S>,
+    ) -> OpenApiRouter<S> {
         let under_way = Arc::new(Semaphore::new(self.requests));
         router.layer(from_fn(move |request: Request, next: Next| {
             let under_way = Arc::clone(&under_way);
@@ -57,6 +60,12 @@ impl Limits {
     }
 }
 
+/// Has browsers take an answer for what it says it is: packs, logs and artifacts come from users.
+pub(super) async fn not_sniffed(mut response: Response) -> Response {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
 pub(super) async fn not_found(uri: Uri) -> ApiError {
     ApiError::not_found(format!("there is nothing at `{}`; /openapi.json lists what there is", uri.path()))
 }
@@ -64,4 +73,56 @@ pub(super) async fn not_found(uri: Uri) -> ApiError {
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let detail = format!("`{}` takes no {method}; `Allow` lists what it takes", uri.path());
     ApiError::new(ProblemKind::MethodNotAllowed, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use axum::{Extension, Router};
+    use tokio::sync::mpsc;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// A route that says when it is asked, and never answers.
+    fn stuck(limits: Limits) -> (Router, mpsc::UnboundedReceiver<()>) {
+        let (asked, told) = mpsc::unbounded_channel();
+        let handler = |Extension(asked): Extension<mpsc::UnboundedSender<()>>| async move {
+            asked.send(()).unwrap();
+            pending::<()>().await;
+        };
+        let routes = limits.apply(OpenApiRouter::<()>::new().route("/", get(handler)));
+        (routes.layer(Extension(asked)).split_for_parts().0, told)
+    }
+
+    fn ask(router: &Router) -> impl Future<Output = StatusCode> + use<> {
+        let answer = router.clone().oneshot(Request::new(Body::empty()));
+        async move { answer.await.unwrap().status() }
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_given_up() {
+        let (router, _told) = stuck(Limits { requests: 1, time: Duration::from_millis(1) });
+        for _ in 0..3 {
+            assert_eq!(ask(&router).await, StatusCode::SERVICE_UNAVAILABLE, "and makes room for the next");
+        }
+    }
+
+    #[tokio::test]
+    async fn more_requests_than_may_be_under_way_are_turned_away() {
+        let (router, mut told) = stuck(Limits { requests: 2, time: Duration::from_secs(60) });
+        let under_way: Vec<_> = (0..2).map(|_| tokio::spawn(ask(&router))).collect();
+        for _ in 0..2 {
+            told.recv().await.unwrap();
+        }
+        assert_eq!(ask(&router).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(told.try_recv().is_err(), "it wasn't let in");
+        for request in under_way {
+            request.abort();
+        }
+    }
 }

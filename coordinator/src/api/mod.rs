@@ -17,18 +17,26 @@
 //! Everything from a client is hostile: bodies, pages, the requests under way and their time are bounded, and what
 //! can't be read is answered with a problem.
 
+mod admin;
 pub mod auth;
 pub mod extract;
 mod limits;
 mod observe;
 mod openapi;
+mod packs;
+mod paging;
+mod planner;
 pub mod problem;
+mod runs;
 mod serve;
 mod streams;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod token;
 pub mod types;
 
 use axum::extract::FromRef;
+use axum::middleware::map_response;
 use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use packrun_protocol::time::{Clock, Timestamp};
@@ -37,6 +45,7 @@ use tower_http::trace::TraceLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::limits::Limits;
+use self::planner::Planner;
 use self::problem::ApiError;
 pub use self::serve::serve;
 use crate::artifacts::ArtifactStore;
@@ -82,6 +91,7 @@ impl App {
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     app: App,
+    planner: Planner,
     document: Bytes,
 }
 
@@ -94,18 +104,27 @@ impl FromRef<Api> for App {
 /// All routes with their limits.
 pub fn router(app: App) -> axum::Router {
     let (routes, document) = routes(&Limits::default());
-    let api = Api { app, document: openapi::text_of(&document) };
+    let api = Api { app, planner: Planner::default(), document: openapi::text_of(&document) };
     routes
         .fallback(limits::not_found)
         .method_not_allowed_fallback(limits::method_not_allowed)
+        .layer(map_response(limits::not_sniffed))
         .layer(TraceLayer::new_for_http())
         .with_state(api)
 }
 
 fn routes(limits: &Limits) -> (axum::Router<Api>, utoipa::openapi::OpenApi) {
     // Those whose answer takes a bounded time. What streams its answer is merged beside them.
-    let answered = limits.apply(OpenApiRouter::new().merge(observe::routes()).merge(streams::pages()));
+    let answered = limits.apply(
+        OpenApiRouter::new()
+            .merge(observe::routes())
+            .merge(packs::routes())
+            .merge(runs::routes())
+            .merge(streams::pages())
+            .merge(admin::routes()),
+    );
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::document())
+        .merge(observe::open_routes())
         .merge(answered)
         .merge(streams::routes())
         .split_for_parts();

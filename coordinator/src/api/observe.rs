@@ -1,19 +1,26 @@
 //! How the coordinator is, and what its API can: health for supervisors and load balancers, status for people, the
 //! OpenAPI document for programs.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::auth::Viewer;
 use super::problem::{ApiError, ProblemKind};
-use super::types::Problem;
+use super::types::{Problem, Status};
 use super::{Api, App};
 use crate::engine;
 
-pub(super) fn routes() -> OpenApiRouter<Api> {
+/// What is answered however busy the coordinator is, and to everybody.
+pub(super) fn open_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(openapi))
+}
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(status))
 }
 
 /// Whether the process lives.
@@ -52,4 +59,34 @@ pub(super) fn trouble(app: &App) -> Option<String> {
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")))]
 async fn openapi(State(api): State<Api>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], api.document)
+}
+
+/// How the coordinator is, and how much it has to do.
+#[utoipa::path(
+    get, path = "/v1/status", tag = "coordinator", operation_id = "show_status",
+    responses((status = 200, description = "It", body = Status)),
+)]
+async fn status(_: Viewer, State(app): State<App>) -> Result<Json<Status>, ApiError> {
+    let reason = trouble(&app);
+    let started_at = app.started_at;
+    let status = app.engine.look(move |core| {
+        let gauges = core.gauges();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: core.epoch().0,
+            started_at,
+            ready: reason.is_none(),
+            reason,
+            pack_runs: count(gauges.pack_runs),
+            queued: count(gauges.queued),
+            held: count(gauges.held),
+            agents: count(gauges.connected),
+            quarantined: core.quarantined().map(|(id, error)| (id, error.to_string())).collect(),
+        }
+    });
+    Ok(Json(status.await?))
+}
+
+fn count(things: usize) -> u64 {
+    u64::try_from(things).unwrap_or(u64::MAX)
 }

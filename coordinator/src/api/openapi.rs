@@ -3,12 +3,12 @@
 
 use bytes::Bytes;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{OpenApi as _, ToSchema as _};
 
 use super::problem::{PROBLEM_JSON, ProblemKind};
-use super::types::{Fault, Problem};
+use super::types::{ArtifactEvent, EndEvent, Fault, LogEntry, Problem, StateEvent};
 
 /// The name of the security scheme.
 const SCHEME: &str = "token";
@@ -20,7 +20,8 @@ const SCHEME: &str = "token";
         description = "Packs of jobs, their runs, logs and artifacts.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(Problem, Fault)),
+    // The data of events is named by no route.
+    components(schemas(Problem, Fault, ArtifactEvent, EndEvent, LogEntry, StateEvent)),
     tags(
         (name = "packs", description = "The registry of packs"),
         (name = "runs", description = "Pack runs, their job runs and attempts"),
@@ -47,18 +48,19 @@ pub(super) fn document() -> OpenApi {
 
 /// Adds to all operations what any may be answered with.
 pub(super) fn complete(document: &mut OpenApi) {
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
-            complete_operation(operation);
+            complete_operation(path.starts_with("/v1/"), operation);
         }
     }
 }
 
-fn complete_operation(operation: &mut Operation) {
+fn complete_operation(takes_token: bool, operation: &mut Operation) {
     use ProblemKind::{Forbidden, Internal, InvalidRequest, Overloaded, TooLarge, Unauthenticated};
     let mut kinds = Vec::new();
-    if operation.security.as_ref().is_some_and(|security| !security.is_empty()) {
+    if takes_token {
+        operation.security = Some(vec![SecurityRequirement::new(SCHEME, Vec::<String>::new())]);
         kinds.extend([Unauthenticated, Forbidden, Internal, Overloaded]);
     }
     if operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty()) {

@@ -4,6 +4,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use packrun_protocol::state::Reason;
 
 use super::types::{Fault, Problem};
 use crate::core::outcome::Refusal;
@@ -96,26 +97,27 @@ kinds! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     kind: ProblemKind,
-    detail: String,
+    detail: Reason,
     errors: Vec<Fault>,
 }
 
 impl ApiError {
-    /// A problem of this kind; `detail` says what failed, on what, and what to do.
+    /// A problem of this kind; `detail` says what failed, on what, and what to do. It is held to the length of a
+    /// [`Reason`]: what was sent is not sent back.
     #[must_use]
-    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new() }
+    pub fn new(kind: ProblemKind, detail: impl AsRef<str>) -> Self {
+        Self { kind, detail: Reason::new(detail.as_ref()), errors: Vec::new() }
     }
 
     /// There is no such thing.
     #[must_use]
-    pub fn not_found(detail: impl Into<String>) -> Self {
+    pub fn not_found(detail: impl AsRef<str>) -> Self {
         Self::new(ProblemKind::NotFound, detail)
     }
 
     /// The request breaks a rule of its form.
     #[must_use]
-    pub fn invalid(detail: impl Into<String>) -> Self {
+    pub fn invalid(detail: impl AsRef<str>) -> Self {
         Self::new(ProblemKind::InvalidRequest, detail)
     }
 
@@ -124,6 +126,12 @@ impl ApiError {
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");
         Self::new(ProblemKind::Internal, "the coordinator failed; its log says why")
+    }
+
+    /// The same problem with the faults it consists of.
+    #[must_use]
+    pub fn with_errors(self, errors: Vec<Fault>) -> Self {
+        Self { errors, ..self }
     }
 
     /// What kind of problem it is.
@@ -139,7 +147,7 @@ impl ApiError {
             kind: format!("{URN}{}", self.kind.as_str()),
             title: self.kind.title().to_owned(),
             status: self.kind.status().as_u16(),
-            detail: self.detail.clone(),
+            detail: self.detail.as_str().to_owned(),
             errors: self.errors.clone(),
         }
     }
@@ -214,7 +222,7 @@ impl From<InvalidPack> for ApiError {
             1 => "the pack file has a fault; `errors` says where".to_owned(),
             _ => format!("the pack file has {count} faults; `errors` says where"),
         };
-        Self { kind: ProblemKind::InvalidPack, detail, errors: errors.collect() }
+        Self::new(ProblemKind::InvalidPack, detail).with_errors(errors.collect())
     }
 }
 
@@ -228,7 +236,7 @@ impl From<InvalidArguments> for ApiError {
             message: fault.to_string(),
             suggestion: None,
         });
-        Self { kind: ProblemKind::InvalidParameters, detail, errors: errors.collect() }
+        Self::new(ProblemKind::InvalidParameters, detail).with_errors(errors.collect())
     }
 }
 

@@ -86,9 +86,9 @@ pub struct Core {
     now: Timestamp,
     packs: BTreeMap<Name, PackHead>,
     runs: BTreeMap<PackRunId, PackRun>,
-    /// The pack runs that could not be restored and have not ended: the number after each one's last feed entry.
-    /// They can be canceled, and nothing else.
-    quarantined: BTreeMap<PackRunId, u64>,
+    /// The pack runs that could not be restored and have not ended: the number after each one's last feed entry,
+    /// and why. They can be canceled, and nothing else.
+    quarantined: BTreeMap<PackRunId, (u64, RestoreError)>,
     /// Where every job run of a live pack run lies.
     places: BTreeMap<JobRunId, Place>,
     agents: BTreeMap<AgentId, Agent>,

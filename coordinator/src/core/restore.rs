@@ -106,10 +106,10 @@ impl Core {
             match core.restored(live) {
                 Ok(run) => core.adopt(run),
                 Err(error) => {
-                    quarantined.push(Quarantined { pack_run, error });
                     if !ended {
-                        core.quarantined.insert(pack_run, feed_next);
+                        core.quarantined.insert(pack_run, (feed_next, error.clone()));
                     }
+                    quarantined.push(Quarantined { pack_run, error });
                 }
             }
         }

@@ -151,7 +151,7 @@ impl Core {
     /// Ends a pack run that could not be restored, at once: of its job runs nothing is known for sure, and what
     /// agents held of it they were told to drop.
     fn cancel_quarantined(&mut self, id: PackRunId) -> Result<Reply, Refusal> {
-        let number = self.quarantined.remove(&id).ok_or(Refusal::NotLive(id))?;
+        let (number, _) = self.quarantined.remove(&id).ok_or(Refusal::NotLive(id))?;
         let (state, at) = (PackRunState::Canceled, self.now);
         let row = ProgressRow { pack_run: id, state, since: at, canceled: true };
         self.out.changes.push(Change::Progress(row));

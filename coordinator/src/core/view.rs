@@ -1,15 +1,19 @@
 //! What people and metrics ask of the core. The scheduler never does, so this may look at everything.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
+use packrun_protocol::name::JobKey;
 use packrun_protocol::state::{JobRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
-use super::Core;
 use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
 use super::schedule::{Host, Schedule};
-use super::state::Place;
+use super::state::{JobRun, PackRun, Place};
+use super::{Core, RestoreError};
 
 /// An agent as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -38,12 +42,6 @@ pub struct Gauges {
 }
 
 impl Core {
-    /// The coordinator's epoch.
-    #[must_use]
-    pub const fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
     /// All agents, by id.
     pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
         self.agents.values().map(|agent| AgentView {
@@ -82,6 +80,24 @@ impl Core {
         }
     }
 
+    /// How often the store has been acquired.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The pack runs that could not be restored and have not ended, and why.
+    pub fn quarantined(&self) -> impl Iterator<Item = (PackRunId, &RestoreError)> {
+        self.quarantined.iter().map(|(id, (_, error))| (*id, error))
+    }
+
+    /// The pack run and the key of a job run of a live pack run.
+    #[must_use]
+    pub fn live_job_run(&self, id: JobRunId) -> Option<(PackRunId, JobKey)> {
+        let place = self.places.get(&id)?;
+        Some((place.run, self.runs.get(&place.run)?.planned(place.index).key.clone()))
+    }
+
     /// Why a job run is blocked or queued; `None` when it is neither, or not of a live pack run.
     #[must_use]
     pub fn why_queued(&self, id: JobRunId) -> Option<Reason> {
@@ -89,18 +105,50 @@ impl Core {
         let run = self.runs.get(&place.run)?;
         let job_run = run.job_runs.get(place.index as usize)?;
         let words = match (job_run.state, job_run.ready_at) {
-            (JobRunState::Blocked, _) => {
-                let names = run.planned_job(job_run.job).needs.iter().filter_map(|need| {
-                    let open = run.jobs[need.0 as usize].open > 0;
-                    open.then(|| run.planned_job(*need).name.as_str())
-                });
-                format!("it waits for {}", names.collect::<Vec<_>>().join(", "))
-            }
+            (JobRunState::Blocked, _) => run.waits_for(job_run),
             (JobRunState::Queued, Some(at)) => format!("its next attempt is not before {at}"),
             (JobRunState::Queued, None) => self.schedule.explain(run.requirement(place.index)),
             _ => return None,
         };
         Some(Reason::new(&words))
+    }
+
+    /// As [`why_queued`](Self::why_queued), for all job runs of a live pack run, in the order of their index. What is
+    /// said of one job run is said of all of its job, or with its requirement: those are looked at once.
+    #[must_use]
+    pub fn why_all_queued(&self, id: PackRunId) -> Vec<(u32, Arc<Reason>)> {
+        let Some(run) = self.runs.get(&id) else { return Vec::new() };
+        let (mut blocked, mut queued) = (BTreeMap::new(), BTreeMap::new());
+        let reasons = (0..).zip(&run.job_runs).filter_map(|(index, job_run)| {
+            let said: &mut Arc<Reason> = match (job_run.state, job_run.ready_at) {
+                (JobRunState::Blocked, _) => blocked
+                    .entry(job_run.job)
+                    .or_insert_with(|| Arc::new(Reason::new(&run.waits_for(job_run)))),
+                (JobRunState::Queued, None) => {
+                    let wanted = run.requirement(index);
+                    queued
+                        .entry(wanted)
+                        .or_insert_with(|| Arc::new(Reason::new(&self.schedule.explain(wanted))))
+                }
+                (JobRunState::Queued, Some(at)) => {
+                    let words = format!("its next attempt is not before {at}");
+                    return Some((index, Arc::new(Reason::new(&words))));
+                }
+                _ => return None,
+            };
+            Some((index, Arc::clone(said)))
+        });
+        reasons.collect()
+    }
+}
+
+impl PackRun {
+    fn waits_for(&self, job_run: &JobRun) -> String {
+        let names = self.planned_job(job_run.job).needs.iter().filter_map(|need| {
+            let open = self.jobs[need.0 as usize].open > 0;
+            open.then(|| self.planned_job(*need).name.as_str())
+        });
+        format!("it waits for {}", names.collect::<Vec<_>>().join(", "))
     }
 }
 

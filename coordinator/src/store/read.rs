@@ -211,6 +211,16 @@ impl Reader {
         self.record("attempts", ATTEMPTS, attempt_key(attempt))
     }
 
+    /// Several attempts, in the order asked for; those that there aren't are left out.
+    pub fn attempts_among(
+        &self,
+        wanted: impl IntoIterator<Item = AttemptId>,
+    ) -> Result<Vec<AttemptRow>, StoreError> {
+        let table = self.read.open_table(ATTEMPTS).map_err(failed)?;
+        let rows = wanted.into_iter().filter_map(|attempt| table.get(attempt_key(attempt)).transpose());
+        rows.map(|row| decode("attempts", row.map_err(failed)?.value())).collect()
+    }
+
     /// Where the log of an attempt lies; empty when it has none, and while the attempt lives.
     pub fn log(&self, attempt: AttemptId) -> Result<LogIndex, StoreError> {
         let found = self.value(LOGS, attempt_key(attempt))?;

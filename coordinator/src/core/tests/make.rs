@@ -56,7 +56,7 @@ pub(super) fn artifact(path: &str) -> Artifact {
     Artifact { name: None, path: path.parse().unwrap(), content }
 }
 
-pub(super) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {
+pub(crate) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {
     let exit = match verdict {
         Verdict::Succeeded => ExitStatus::Code(0),
         Verdict::Failed => ExitStatus::Code(1),

@@ -87,6 +87,8 @@ fn a_pack_run_that_was_left_out_can_be_canceled_and_is_not_found_again() {
     assert_eq!(restore(&store).1.len(), 1);
     let (mut core, quarantined) = restore(&store);
     assert_eq!(quarantined.len(), 1, "a restart alone doesn't end it");
+    let known: Vec<_> = core.quarantined().map(|(id, error)| (id, error.clone())).collect();
+    assert_eq!(known, [(quarantined[0].pack_run, quarantined[0].error.clone())]);
     let (reply, changes) = cancel(&mut core);
     assert_eq!(reply, Ok(Reply::Done));
     changes.iter().for_each(|change| store.apply(change));

@@ -212,6 +212,13 @@ fn a_waiting_job_run_says_why() {
     assert_eq!(why(&world, 3).unwrap(), "no agent with its labels has 999 cpus and 0 bytes of memory");
     assert_eq!(why(&world, 4).unwrap(), "1 agent could take it; it is full");
     assert_eq!(why(&world, 5).unwrap(), "it waits for j0, j1");
+    let (run, key) = world.core.live_job_run(job_run_id(5)).unwrap();
+    assert_eq!(key.as_str(), "j4");
+    let all = world.core.why_all_queued(run);
+    assert_eq!(all.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2, 3, 4, 5]);
+    for (index, reason) in all {
+        assert_eq!(Some(reason.as_str().to_owned()), why(&world, index), "all at once say the same as each");
+    }
     world.disconnect(agent);
     assert_eq!(why(&world, 4).unwrap(), "1 agent could take it; it is not connected or drained");
 }

@@ -71,7 +71,7 @@ async fn a_span_ends_where_others_have_written_too_much() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = open(dir.path());
         for number in [1, 2] {
-            store.open_attempt(attempt(number), pack_run(9), NO_OFFSET);
+            store.open_attempt(attempt(number), pack_run(9), NO_OFFSET, Timestamp::MIN);
         }
         store.append(block(attempt(1), 0, 1)).await.unwrap();
         for seq in 0..foreign {

@@ -1,0 +1,285 @@
+//! The registry: packs are registered as files and given back byte for byte.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use packrun_protocol::name::Name;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::{Operator, Viewer};
+use super::extract::{PathOf, QueryOf, media_type, whole};
+use super::paging::{self, List, PageQuery, Paged};
+use super::problem::{ApiError, ProblemKind};
+use super::types::{PackContent, PackVersion, Page, Problem};
+use super::{Api, App};
+use crate::core::event::Command;
+use crate::core::outcome::Reply;
+use crate::engine::EngineError;
+use crate::pack::{FILE_BYTES_MAX, Format};
+use crate::store::{Reader, VersionInfo};
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(register, list))
+        .routes(routes!(newest))
+        .routes(routes!(versions))
+        .routes(routes!(version))
+}
+
+/// What of a pack version is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Form {
+    /// All of it, as JSON.
+    #[default]
+    Json,
+    /// The file.
+    Source,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct FormQuery {
+    /// `source` for the file as it was registered; without, what `Accept` asks for.
+    #[param(inline)]
+    format: Option<Form>,
+}
+
+/// Registers a pack file. Its text is the body; the newest version's content again makes no new version.
+#[utoipa::path(
+    post, path = "/v1/packs", tag = "packs", operation_id = "register_pack",
+    request_body(
+        description = "The file, at most 8 MiB",
+        content((String = "application/yaml"), (String = "application/toml"), (String = "application/json")),
+    ),
+    responses(
+        (status = 201, description = "A new version", body = PackVersion, headers(("Location" = String))),
+        (status = 200, description = "The newest version says the same", body = PackVersion),
+        (status = 422, description = "Not a valid pack", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+async fn register(_: Operator, State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
+    let (parts, body): (_, Body) = request.into_parts();
+    let media_type = media_type(&parts)?;
+    let source = whole(body, FILE_BYTES_MAX).await?;
+    let format = media_type.as_deref().and_then(Format::of_media_type).ok_or_else(|| {
+        let detail = "a pack file is application/yaml, application/toml or application/json; say which in \
+                      `Content-Type`";
+        ApiError::new(ProblemKind::UnsupportedMediaType, detail)
+    })?;
+    let checked = api.planner.check(format, source.clone()).await?;
+    let name = checked.name.clone();
+    let command = Command::RegisterPack {
+        name: checked.name,
+        digest: checked.digest,
+        source: source.as_ref().into(),
+        format,
+        canonical: checked.canonical.into_bytes().into(),
+    };
+    let Reply::Registered { version, created } = api.app.engine.command(command).await? else {
+        return Err(EngineError::Unavailable.into());
+    };
+    let location = format!("/v1/packs/{name}/versions/{version}");
+    let registered = api.app.read(move |reader| pack_version(reader, &name, version)).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, [(LOCATION, location)], Json(registered)).into_response())
+}
+
+/// All packs, each by its newest version, sorted by name.
+#[utoipa::path(
+    get, path = "/v1/packs", tag = "packs", operation_id = "list_packs", params(PageQuery),
+    responses((status = 200, description = "A page of them", body = Page<PackVersion>)),
+)]
+async fn list(
+    _: Viewer,
+    State(app): State<App>,
+    uri: Uri,
+    QueryOf(query): QueryOf<PageQuery>,
+) -> Result<Paged<PackVersion>, ApiError> {
+    let limit = paging::limit(query.limit)?;
+    let name_of = |key: &[u8]| std::str::from_utf8(key).ok()?.parse::<Name>().ok();
+    let after = paging::key(List::Packs, query.cursor.as_deref(), name_of)?;
+    let page = app.read(move |reader| {
+        let heads = reader.pack_heads()?.into_iter().map(|head| (head.0.clone(), head));
+        let behind = |name: &Name| after.as_ref().is_none_or(|after| name > after);
+        let heads = paging::page(List::Packs, heads, behind, limit, |name| name.as_str().as_bytes().to_vec());
+        let items = heads.items.iter().map(|(name, version)| pack_version(reader, name, *version));
+        Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor: heads.next_cursor })
+    });
+    Ok(Paged::new(page.await?, uri))
+}
+
+/// A pack's newest version.
+#[utoipa::path(
+    get, path = "/v1/packs/{name}", tag = "packs", operation_id = "show_pack",
+    params(("name" = String, Path, description = "The pack"), FormQuery),
+    responses(
+        (status = 200, description = "All of it as JSON, or the file", content(
+            (PackContent = "application/json"), (String = "application/yaml"), (String = "application/toml"),
+        )),
+        (status = 304, description = "It is what `If-None-Match` says"),
+        (status = 404, description = "No such pack", body = Problem, content_type = "application/problem+json"),
+        (status = 406, description = "The file is in none of the accepted media types", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+async fn newest(
+    _: Viewer,
+    State(app): State<App>,
+    PathOf(name): PathOf<Name>,
+    QueryOf(query): QueryOf<FormQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.read(move |reader| {
+        let version = head(reader, &name)?;
+        content(reader, &name, version, query.format, &headers)
+    })
+    .await
+}
+
+/// All versions of a pack, newest first.
+#[utoipa::path(
+    get, path = "/v1/packs/{name}/versions", tag = "packs", operation_id = "list_pack_versions",
+    params(("name" = String, Path, description = "The pack"), PageQuery),
+    responses(
+        (status = 200, description = "A page of them", body = Page<PackVersion>),
+        (status = 404, description = "No such pack", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+async fn versions(
+    _: Viewer,
+    State(app): State<App>,
+    uri: Uri,
+    PathOf(name): PathOf<Name>,
+    QueryOf(query): QueryOf<PageQuery>,
+) -> Result<Paged<PackVersion>, ApiError> {
+    let limit = paging::limit(query.limit)?;
+    let number_of = |key: &[u8]| key.try_into().ok().map(u32::from_be_bytes);
+    let before = paging::key(List::Versions, query.cursor.as_deref(), number_of)?;
+    let page = app.read(move |reader| {
+        let newest = before.map_or(head(reader, &name)?, |before| before.saturating_sub(1));
+        let numbers = (1..=newest).rev().map(|number| (number, number));
+        let bytes_of = |number: &u32| number.to_be_bytes().to_vec();
+        let page = paging::page(List::Versions, numbers, |_| true, limit, bytes_of);
+        let items = page.items.iter().map(|number| pack_version(reader, &name, *number));
+        Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor: page.next_cursor })
+    });
+    Ok(Paged::new(page.await?, uri))
+}
+
+/// One version of a pack.
+#[utoipa::path(
+    get, path = "/v1/packs/{name}/versions/{version}", tag = "packs", operation_id = "show_pack_version",
+    params(
+        ("name" = String, Path, description = "The pack"),
+        ("version" = u32, Path, description = "The version"),
+        FormQuery,
+    ),
+    responses(
+        (status = 200, description = "All of it as JSON, or the file", content(
+            (PackContent = "application/json"), (String = "application/yaml"), (String = "application/toml"),
+        )),
+        (status = 304, description = "It is what `If-None-Match` says"),
+        (status = 404, description = "No such version", body = Problem, content_type = "application/problem+json"),
+        (status = 406, description = "The file is in none of the accepted media types", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+async fn version(
+    _: Viewer,
+    State(app): State<App>,
+    PathOf((name, version)): PathOf<(Name, u32)>,
+    QueryOf(query): QueryOf<FormQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.read(move |reader| content(reader, &name, version, query.format, &headers)).await
+}
+
+/// The number of a pack's newest version.
+pub(super) fn head(reader: &Reader, name: &Name) -> Result<u32, ApiError> {
+    let unknown = || ApiError::not_found(format!("there is no pack `{name}`; register it first"));
+    reader.pack_head(name)?.ok_or_else(unknown)
+}
+
+fn version_info(reader: &Reader, name: &Name, version: u32) -> Result<VersionInfo, ApiError> {
+    let unknown = || ApiError::not_found(format!("pack `{name}` has no version {version}"));
+    reader.version(name, version)?.ok_or_else(unknown)
+}
+
+fn pack_version(reader: &Reader, name: &Name, version: u32) -> Result<PackVersion, ApiError> {
+    let info = version_info(reader, name, version)?;
+    Ok(PackVersion {
+        name: name.clone(),
+        version,
+        digest: info.digest,
+        media_type: info.format.media_type().to_owned(),
+        registered_at: info.registered_at,
+    })
+}
+
+fn content(
+    reader: &Reader,
+    name: &Name,
+    version: u32,
+    form: Option<Form>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let info = version_info(reader, name, version)?;
+    let form = form.map_or_else(|| accepted(headers, info.format), Ok)?;
+    // The two forms of one version are different bodies, and have different tags.
+    let tag = match form {
+        Form::Json => format!("\"{}+json\"", info.digest),
+        Form::Source => format!("\"{}\"", info.digest),
+    };
+    if is_known(headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
+    }
+    let unknown = || ApiError::not_found(format!("pack `{name}` has no version {version}"));
+    let source = reader.source(name, version)?.ok_or_else(unknown)?;
+    if form == Form::Source {
+        let media_type = HeaderValue::from_static(info.format.media_type());
+        return Ok(([(CONTENT_TYPE, media_type)], [(ETAG, tag)], source).into_response());
+    }
+    let canonical = reader.canonical(name, version)?.ok_or_else(unknown)?;
+    let definition = serde_json::from_slice(&canonical).map_err(|error| ApiError::internal(&error))?;
+    let source = String::from_utf8(source).map_err(|error| ApiError::internal(&error))?;
+    let body = PackContent { version: pack_version(reader, name, version)?, source, definition };
+    Ok(([(ETAG, tag)], Json(body)).into_response())
+}
+
+/// The form that `Accept` asks for: the file when it names that file's media type, JSON when it takes that.
+fn accepted(headers: &HeaderMap, format: Format) -> Result<Form, ApiError> {
+    let mut values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+    if values.peek().is_none() {
+        return Ok(Form::Json);
+    }
+    let ranges: Vec<&str> = values
+        .flat_map(|value| value.split(','))
+        .map(|range| range.split(';').next().unwrap_or_default().trim())
+        .collect();
+    if format != Format::Json && ranges.iter().any(|range| Format::of_media_type(range) == Some(format)) {
+        return Ok(Form::Source);
+    }
+    let is_json = |range: &&str| {
+        matches!(*range, "*/*" | "application/*") || Format::of_media_type(range) == Some(Format::Json)
+    };
+    if ranges.iter().any(is_json) {
+        return Ok(Form::Json);
+    }
+    let detail = format!("there is {} and application/json", format.media_type());
+    Err(ApiError::new(ProblemKind::NotAcceptable, detail))
+}
+
+/// Whether the client has the body with this tag.
+fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+}
