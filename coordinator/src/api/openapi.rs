@@ -8,7 +8,7 @@ use utoipa::openapi::{Components, ContentBuilder, OpenApi, Ref, RefOr, Response,
 use utoipa::{OpenApi as _, ToSchema as _};
 
 use super::problem::{PROBLEM_JSON, ProblemKind};
-use super::types::{Fault, Problem};
+use super::types::{ArtifactEvent, EndEvent, Fault, LogEntry, Problem, StateEvent};
 
 /// The name of the security scheme.
 const SCHEME: &str = "token";
@@ -20,7 +20,8 @@ const SCHEME: &str = "token";
         description = "Packs of jobs, their runs, logs and artifacts.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(Problem, Fault)),
+    // The data of events is named by no route.
+    components(schemas(Problem, Fault, ArtifactEvent, EndEvent, LogEntry, StateEvent)),
     tags(
         (name = "packs", description = "The registry of packs"),
         (name = "runs", description = "Pack runs, their job runs and attempts"),

@@ -49,7 +49,7 @@ pub struct Gauges {
 }
 
 impl Core {
-    /// The coordinator's epoch.
+    /// How often the store had been opened for writing when this core began.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         self.epoch

@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 
 use super::names::{Names, no_run, shown};
 use super::page::limit;
-use crate::api::App;
+use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
@@ -49,13 +49,13 @@ pub(super) struct Asked {
 )]
 pub(super) async fn artifacts(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
     QueryOf(asked): QueryOf<Asked>,
 ) -> Result<Json<Page<Artifact>>, ApiError> {
     let most = limit(asked.limit)?;
     let after = asked.cursor.as_deref().map(parse).transpose()?;
-    app.read(move |reader| list(reader, id, after.as_ref(), most)).await.map(Json)
+    api.planner.read(&api.app, move |reader| list(reader, id, after.as_ref(), most)).await.map(Json)
 }
 
 /// A file's place in the list: the job run's, and its path.

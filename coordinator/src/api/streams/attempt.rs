@@ -6,17 +6,18 @@ use axum::Json;
 use axum::extract::State;
 use packrun_protocol::block::Entry;
 use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId};
+use packrun_protocol::name::JobKey;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::names::Named;
 use super::page::{TEXT_BYTES, limit, unreadable};
 use super::source::kept;
-use crate::api::App;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::ApiError;
 use crate::api::types::AttemptLog;
+use crate::api::{Api, App};
 use crate::core::change::JobRunRow;
 use crate::engine::Reader;
 use crate::logs::{Extent, LogReader};
@@ -33,6 +34,7 @@ pub(super) struct Asked {
     /// At most so many, 1 to 10,000; 1,000 unless it is said. Long ones may be fewer.
     limit: Option<u32>,
     /// Upwards from the first, or downwards.
+    #[param(inline)]
     order: Option<Order>,
 }
 
@@ -57,19 +59,20 @@ pub(super) enum Order {
     ),
     security(("token" = [])),
 )]
-pub(super) async fn logs(
+pub(super) async fn attempt_logs(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<JobRunId>,
     QueryOf(asked): QueryOf<Asked>,
 ) -> Result<Json<AttemptLog>, ApiError> {
     let most = limit(asked.limit)?;
-    let found = app.read(move |reader| find(reader, id)).await?;
-    let Some((row, named)) = found else { return blocked(&app, id, asked.attempt).await.map(Json) };
-    let newest = row.attempt.map_or(0, AttemptNumber::get);
+    let (key, row) = find(&api, id).await?;
+    let (named, app) = (Named::of(&key), api.app);
+    let newest = row.as_ref().and_then(|row| row.attempt).map_or(0, AttemptNumber::get);
     let wanted = asked.attempt.unwrap_or(newest);
     let Some(number) = AttemptNumber::new(wanted).filter(|_| wanted <= newest) else {
-        return none_yet(id, asked.attempt, row.state.is_terminal()).map(Json);
+        let complete = row.is_some_and(|row| row.state.is_terminal());
+        return none_yet(id, asked.attempt, complete).map(Json);
     };
     let attempt = AttemptId { job_run: id, number };
     let order = asked.order.unwrap_or_default();
@@ -89,20 +92,21 @@ pub(super) async fn logs(
     Ok(Json(AttemptLog { items, count: log.count, complete: log.complete }))
 }
 
-/// A job run that is past `blocked`, and its name.
-fn find(reader: &Reader, id: JobRunId) -> Result<Option<(JobRunRow, Named)>, ApiError> {
-    let Some(row) = reader.job_run(id)? else { return Ok(None) };
-    let plan = reader.plan(row.pack_run)?;
-    let named = plan.and_then(|plan| plan.job_runs().find(|run| run.id == id).map(|run| Named::of(&run.key)));
-    Ok(named.map(|named| (row, named)))
-}
-
-/// A job run without a row is still blocked, or there is none.
-async fn blocked(app: &App, id: JobRunId, attempt: Option<u32>) -> Result<AttemptLog, ApiError> {
-    if app.engine.look(move |core| core.why_queued(id).is_some()).await? {
-        return none_yet(id, attempt, false);
+/// A job run's key, and its row, unless it is still blocked. The core knows those that live; of others, the plan is
+/// read.
+async fn find(api: &Api, id: JobRunId) -> Result<(JobKey, Option<JobRunRow>), ApiError> {
+    let live = api.app.engine.look(move |core| core.live_job_run(id)).await?;
+    if let Some((_, key)) = live {
+        return api.app.read(move |reader| Ok((key, reader.job_run(id)?))).await;
     }
-    Err(ApiError::not_found(format!("there is no job run {id}")))
+    let look = move |reader: &Reader| {
+        let row = reader.job_run(id)?;
+        let plan = row.as_ref().map(|row| reader.plan(row.pack_run)).transpose()?.flatten();
+        let planned = plan.as_ref().and_then(|plan| plan.job_runs().find(|run| run.id == id));
+        let key = planned.map(|planned| planned.key.clone());
+        Ok((key.ok_or_else(|| ApiError::not_found(format!("there is no job run {id}")))?, row))
+    };
+    api.planner.read(&api.app, look).await
 }
 
 fn none_yet(id: JobRunId, attempt: Option<u32>, complete: bool) -> Result<AttemptLog, ApiError> {

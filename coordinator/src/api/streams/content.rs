@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use super::artifacts::find;
-use crate::api::App;
+use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::PathOf;
 use crate::api::problem::ApiError;
@@ -59,20 +59,20 @@ const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 )]
 pub(super) async fn content(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf((id, key, path)): PathOf<(PackRunId, String, String)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let none = |reason: &str| ApiError::not_found(format!("the pack run has no such artifact: {reason}"));
     let key = key.parse().map_err(|_| none("that is no key of a job run"))?;
     let path: RelativePath = path.parse().map_err(|_| none("that is no path in a workspace"))?;
-    let artifact = app.read(move |reader| find(reader, id, &key, &path)).await?;
+    let artifact = api.planner.read(&api.app, move |reader| find(reader, id, &key, &path)).await?;
     let etag = format!("\"{}\"", artifact.content.digest);
     let described = describe(&artifact, &etag)?;
     if headers.get_all(IF_NONE_MATCH).iter().any(|value| names_etag(value, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, described).into_response());
     }
-    let blob = app.artifacts.read(artifact.content.digest).await;
+    let blob = api.app.artifacts.read(artifact.content.digest).await;
     let blob = blob.map_err(|error| ApiError::internal(&error))?;
     let mut blob = blob.ok_or_else(|| none("its content is no longer kept"))?;
     let goes_on = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());

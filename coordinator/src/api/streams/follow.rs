@@ -16,9 +16,9 @@ use super::event::{ALIVE, ChangeEvent, KEEP_ALIVE, put};
 use super::feed::{Change, Feed, Kind, Place, Step};
 use super::names::{AgentNames, Names};
 use super::source::{Source, log_end};
-use crate::api::App;
 use crate::api::problem::ApiError;
 use crate::api::types::EndEvent;
+use crate::api::{Api, App};
 use crate::core::change::{FeedEntry, FeedRow};
 use crate::engine::FeedBatch;
 use crate::engine::Reader;
@@ -72,11 +72,13 @@ impl Follower {
     ///
     /// # Errors
     /// When there is no such run, or the store can't be read.
-    pub(super) async fn open(app: App, run: PackRunId, place: Place) -> Result<Opened, ApiError> {
+    pub(super) async fn open(api: &Api, run: PackRunId, place: Place) -> Result<Opened, ApiError> {
+        let app = api.app.clone();
         // What is committed from here on is told.
         let (news, feeds) = (app.engine.follow(), app.logs.feeds());
         let epoch = app.engine.look(|core| core.epoch()).await?;
-        let Seen { names, mut end, next_change } = app.read(move |reader| see(reader, run)).await?;
+        let Seen { names, mut end, next_change } =
+            api.planner.read(&app, move |reader| see(reader, run)).await?;
         let mut out = Vec::new();
         let mut place = place;
         if end.is_some() && place.change == next_change.saturating_add(1) {

@@ -14,11 +14,11 @@ use super::cursor::{LOG_START, log_cursor, parse_log_cursor};
 use super::names::Names;
 use super::page::{Entries, Format, TEXT_BYTES, answer, limit, unreadable};
 use super::source::{attempts, kept};
-use crate::api::App;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
 use crate::api::types::{LogEntry, Page};
+use crate::api::{Api, App};
 use crate::logs::merge::MergeKey;
 use crate::logs::{AppendError, ChronologicalReader, Extent};
 
@@ -34,6 +34,7 @@ pub(super) struct Asked {
     /// At most so many, 1 to 10,000; 1,000 unless it is said.
     limit: Option<u32>,
     /// `json`, `ndjson` or `text`; goes before `Accept`.
+    #[param(inline)]
     format: Option<Format>,
 }
 
@@ -53,9 +54,9 @@ pub(super) struct Asked {
     ),
     security(("token" = [])),
 )]
-pub(super) async fn logs(
+pub(super) async fn pack_run_logs(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
     QueryOf(asked): QueryOf<Asked>,
     headers: HeaderMap,
@@ -65,9 +66,9 @@ pub(super) async fn logs(
     let cursor = asked.cursor.as_deref().unwrap_or(LOG_START);
     let invalid = || ApiError::new(ProblemKind::InvalidCursor, "`cursor` is none that a page of logs gave");
     let after = parse_log_cursor(cursor).ok_or_else(invalid)?;
-    let names = app.read(move |reader| Names::read(reader, id)).await?;
+    let names = api.planner.read(&api.app, move |reader| Names::read(reader, id)).await?;
     let jobs = asked.job.as_deref().map(|job| names.select(job)).transpose()?;
-    let (mut reader, is_live) = open(&app, id, jobs, after, most).await?;
+    let (mut reader, is_live) = open(&api.app, id, jobs, after, most).await?;
     let (entries, last) = read(&mut reader, most).await?;
     let next = match last {
         Some(last) if is_live || entries.then.is_some() => Some(log_cursor(last)),

@@ -34,8 +34,8 @@ use super::Api;
 /// What is answered at once.
 pub(super) fn pages() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
-        .routes(routes!(logs::logs))
-        .routes(routes!(attempt::logs))
+        .routes(routes!(logs::pack_run_logs))
+        .routes(routes!(attempt::attempt_logs))
         .routes(routes!(artifacts::artifacts))
 }
 

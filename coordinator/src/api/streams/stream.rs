@@ -12,11 +12,10 @@ use super::cursor::parse_event_id;
 use super::event::response;
 use super::feed::Place;
 use super::follow::{Follower, Opened};
-use crate::api::App;
+use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
-use crate::api::types::{ArtifactEvent, EndEvent, LogEntry, StateEvent};
 
 /// Where a stream begins.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -39,8 +38,7 @@ pub(super) struct From {
     tag = "runs",
     params(("id" = String, Path), From, ("Last-Event-ID" = Option<String>, Header)),
     responses(
-        (status = 200, description = "The events", content_type = "text/event-stream",
-            body = inline((Option<LogEntry>, Option<StateEvent>, Option<ArtifactEvent>, Option<EndEvent>))),
+        (status = 200, description = "The events", content_type = "text/event-stream"),
         (status = 204, description = "The event that was named was the last"),
         (status = 404, description = "There is no such pack run"),
     ),
@@ -48,7 +46,7 @@ pub(super) struct From {
 )]
 pub(super) async fn stream(
     _: Viewer,
-    State(app): State<App>,
+    State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
     QueryOf(from): QueryOf<From>,
     headers: HeaderMap,
@@ -59,7 +57,7 @@ pub(super) async fn stream(
     };
     let last = last.filter(|last| !last.is_empty());
     let place = last.map_or(Ok(Place::default()), |last| parse_event_id(&last).ok_or_else(invalid))?;
-    let follower = match Follower::open(app, id, place).await? {
+    let follower = match Follower::open(&api, id, place).await? {
         Opened::Ended => return Ok(StatusCode::NO_CONTENT.into_response()),
         Opened::Follower(follower) => follower,
     };
