@@ -29,7 +29,7 @@ use crate::pack;
 /// How long agents get to end their jobs and to say so.
 const AGENTS_STOP: Duration = Duration::from_secs(20);
 
-const EXAMPLES: &str = "Examples:
+const EXAMPLES: &str = "Example:
   packrun dev build.yaml --param profile=debug     run a pack once and follow it
   packrun dev                                      stay up, for the other commands and the API";
 

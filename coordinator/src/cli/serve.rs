@@ -17,7 +17,7 @@ use super::world::World;
 /// Largest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-const EXAMPLES: &str = "Examples:
+const EXAMPLES: &str = "Example:
   packrun serve
   packrun serve --data-dir /srv/packrun --listen-api 127.0.0.1:7080
   PACKRUN_LISTEN_AGENTS=0.0.0.0:7443 packrun serve --config /etc/packrun/coordinator.toml

@@ -171,7 +171,10 @@ async fn pings_are_answered_and_correct_the_time_of_what_comes() {
     scene.start(vec![Job::named("build")]).await;
     let attempt = link.assigned_one().await.attempt;
     let sent = Timestamp::from_micros(7);
-    let offset = Some(ClockOffset { micros: 3_600_000_000, error_micros: 50 });
+    // As of an agent whose clock is far behind: what it writes comes after its assignment.
+    let written = Timestamp::from_micros(1_795_560_636_000_000);
+    let micros = scene.clock.now().as_micros() - written.as_micros() + 3_600_000_000;
+    let offset = Some(ClockOffset { micros, error_micros: 50 });
     link.say(&FromAgent::Ping(Ping { sent, offset })).await;
     let answered = link.until(|message| match message {
         ToAgent::Pong { sent: of, answered } => Some((of, answered)),
@@ -184,7 +187,7 @@ async fn pings_are_answered_and_correct_the_time_of_what_comes() {
     log.stream().write_all(&blocks(attempt, 0..1)).await.unwrap();
     link.acknowledged(attempt, 1).await;
     let extents = scene.logs.extents(attempt).unwrap();
-    assert_eq!(extents[0].first_time, Timestamp::from_micros(1_795_560_636_000_000 + 3_600_000_000));
+    assert_eq!(extents[0].first_time, written.shifted(micros));
 }
 
 #[tokio::test]
