@@ -48,7 +48,7 @@ Exit codes: 0 stopped on request, 1 the agent failed, 2 usage, settings or state
 #[command(name = "packrun-agent", version, after_help = EXAMPLES)]
 struct Cli {
     /// A TOML file with settings
-    #[arg(long, env = "PACKRUN_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "PACKRUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -11,3 +11,5 @@ mod fake;
 mod hostile;
 #[path = "link/identity.rs"]
 mod identity;
+#[path = "link/program.rs"]
+mod program;

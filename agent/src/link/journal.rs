@@ -51,6 +51,11 @@ enum Question {
     Ack(Vec<(AttemptId, u64)>),
 }
 
+/// The reader gives no answer: the disk refuses, the attempt was settled, or the agent stops.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal gives no more of the log")]
+pub(super) struct Unread;
+
 /// To ask the reader. When all clones are dropped, it ends.
 #[derive(Debug, Clone)]
 pub(super) struct Reader(mpsc::Sender<Question>);
@@ -79,11 +84,14 @@ impl Reader {
     }
 
     /// The blocks of `attempt` from entry `from` on, as many as there are and go into one answer; waits for the
-    /// first. `None` when there are none any more.
-    pub(super) async fn blocks(&self, attempt: AttemptId, from: u64) -> Option<Vec<Block>> {
+    /// first. None at all when the attempt has ended before.
+    ///
+    /// # Errors
+    /// When they can't be read, or nobody wants them any more.
+    pub(super) async fn blocks(&self, attempt: AttemptId, from: u64) -> Result<Vec<Block>, Unread> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Question::Blocks { attempt, from, answer }).await.ok()?;
-        answered.await.ok().filter(|blocks| !blocks.is_empty())
+        self.0.send(Question::Blocks { attempt, from, answer }).await.map_err(|_| Unread)?;
+        answered.await.map_err(|_| Unread)
     }
 
     /// The number of the first entry of `attempt` that is not acknowledged.
@@ -234,7 +242,8 @@ impl State {
             Ok(blocks) => blocks,
             Err(error) => {
                 tracing::error!(%attempt, error = &error as &dyn std::error::Error, "a log can't be read");
-                Some(Vec::new())
+                self.waiting.remove(&attempt);
+                return;
             }
         };
         if let Some(blocks) = blocks

@@ -8,13 +8,23 @@ use packrun_protocol::id::AttemptId;
 use packrun_protocol::quic::{FrameWriter, WriteError};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 use quinn::{Connection, VarInt};
+use thiserror::Error;
 
 use super::PRIORITY_LOG;
 use super::dial::Backoff;
-use super::journal::Reader;
+use super::journal::{Reader, Unread};
 
 /// How long is waited after a stream failed on a connection that lives.
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
+
+/// Why a log's stream failed.
+#[derive(Debug, Error)]
+enum SendError {
+    #[error(transparent)]
+    Unread(#[from] Unread),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
 
 /// Sends the log of `attempt` from entry `from` on, until its end or that of the connection.
 pub(super) async fn send(connection: Connection, reader: Reader, attempt: AttemptId, mut from: u64) {
@@ -39,9 +49,19 @@ async fn send_once(
     reader: &Reader,
     attempt: AttemptId,
     from: &mut u64,
-) -> Result<(), WriteError> {
+) -> Result<(), SendError> {
     let mut opened: Option<FrameWriter> = None;
-    while let Some(blocks) = reader.blocks(attempt, *from).await {
+    loop {
+        let read = reader.blocks(attempt, *from).await;
+        if read.is_err()
+            && let Some(writer) = &mut opened
+        {
+            reset(writer);
+        }
+        let blocks = read?;
+        if blocks.is_empty() {
+            break;
+        }
         let writer = match &mut opened {
             Some(writer) => writer,
             None => {
@@ -52,9 +72,8 @@ async fn send_once(
         *from = blocks.last().map_or(*from, Block::next_seq);
         let mut chunks: Vec<_> = blocks.into_iter().map(|block| block.as_bytes().clone()).collect();
         if let Err(error) = writer.stream().write_all_chunks(&mut chunks).await {
-            // Else its drop would finish it, as if that were all.
-            let _ = writer.stream().reset(VarInt::from_u32(CloseCode::Unavailable.to_wire()));
-            return Err(error.into());
+            reset(writer);
+            return Err(WriteError::Stream(error).into());
         }
     }
     if let Some(mut writer) = opened {
@@ -62,11 +81,16 @@ async fn send_once(
         // Until the coordinator has all of it, the stream may still fail.
         match writer.stream().stopped().await {
             Ok(None) => {}
-            Ok(Some(code)) => return Err(WriteError::Stream(quinn::WriteError::Stopped(code))),
-            Err(_) => return Err(WriteError::Stream(quinn::WriteError::ClosedStream)),
+            Ok(Some(code)) => return Err(WriteError::Stream(quinn::WriteError::Stopped(code)).into()),
+            Err(_) => return Err(WriteError::Stream(quinn::WriteError::ClosedStream).into()),
         }
     }
     Ok(())
+}
+
+/// Ends the stream as one that failed: its drop would finish it, as if that were all.
+fn reset(writer: &mut FrameWriter) {
+    let _ = writer.stream().reset(VarInt::from_u32(CloseCode::Unavailable.to_wire()));
 }
 
 async fn open(connection: &Connection, header: StreamHeader) -> Result<FrameWriter, WriteError> {

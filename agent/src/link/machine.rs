@@ -103,6 +103,8 @@ pub enum Output {
     OpenLog(AttemptId, u64),
     /// Stop whatever is under way for the attempt.
     Forget(AttemptId),
+    /// The coordinator gives the agent no attempts from now on, or does again.
+    Drained(bool),
     /// A higher epoch was seen: keep it.
     Epoch(Epoch),
     /// Ask for a new certificate.

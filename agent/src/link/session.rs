@@ -263,6 +263,9 @@ impl Link {
                 self.works.forget(attempt);
                 self.line.session()?.close_log(attempt);
             }
+            Output::Drained(drained) => {
+                tracing::info!(drained, "the coordinator changed whether this agent is given attempts");
+            }
             Output::Epoch(epoch) => self.keep_epoch(epoch).await,
             Output::Renew => self.ask_renewal(),
             Output::Install(certificate) => return Some(self.install(certificate).await),

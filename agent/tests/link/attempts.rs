@@ -1,9 +1,12 @@
 //! Assignments, logs and ends, also over lost connections and restarts.
 
 use packrun_agent::Stop;
+use packrun_protocol::block::Block;
 use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, ToAgent};
 use packrun_protocol::id::{AttemptId, Epoch};
+use packrun_protocol::quic::FrameReader;
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
+use packrun_protocol::stream::{CloseCode, StreamHeader};
 
 use crate::fake::{Fake, assignment, script, start, within};
 
@@ -199,5 +202,35 @@ async fn goodbye_and_not_leader_lead_to_the_next_session() {
     assert!(refused.await.is_err(), "an agent refuses a coordinator of another CA");
     let mut peer = fake.meet().await;
     peer.welcome(|_| panic!("nothing is held")).await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_log_stream_that_is_stopped_is_opened_again_from_what_is_acknowledged() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let attempt = peer.assign(script(&in_two_parts(&folder))).await;
+    peer.started(attempt).await;
+    let mut stream = FrameReader::new(within(peer.connection.accept_uni()).await.unwrap());
+    let header = within(stream.expect::<StreamHeader>()).await.unwrap();
+    assert_eq!(header, StreamHeader::Log { attempt, from: 0 });
+    let mut buffer = bytes::BytesMut::new();
+    let first = loop {
+        buffer.extend_from_slice(&within(stream.raw()).await.unwrap().unwrap());
+        if let Some(block) = Block::take(&mut buffer).unwrap() {
+            break block;
+        }
+    };
+    let acked = first.next_seq();
+    peer.say(ToAgent::LogAck(vec![(attempt, acked)])).await;
+    // What is said later is done later: when this has ended, the acknowledgement was heard.
+    let other = peer.assign(script("true")).await;
+    peer.ended(other).await;
+    stream.stream().stop(CloseCode::Unavailable.to_wire().into()).unwrap();
+    go(&folder);
+    let log = peer.log().await;
+    assert_eq!((log.from, log.lines()), (acked, numbered(acked..10)));
+    peer.ended(attempt).await;
+    peer.say(ToAgent::Settled(vec![attempt, other])).await;
     agent.stop(Stop::Drain).await;
 }

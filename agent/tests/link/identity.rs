@@ -94,6 +94,21 @@ async fn a_revoked_agent_ends() {
 }
 
 #[tokio::test]
+async fn where_nobody_answers_the_next_address_is_tried() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    // It takes packets and says nothing.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut config = fake.config(&folder);
+    config.coordinators.insert(0, silent.local_addr().unwrap().to_string());
+    let agent = start(config);
+    fake.enrol(None).await;
+    let peer = fake.meet().await;
+    peer.vanish();
+    fake.meet().await.welcome(|_| panic!("nothing is held")).await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
 async fn an_agent_that_nobody_knows_ends_with_the_coordinators_words() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, peer) = fake.join(&folder).await;

@@ -76,9 +76,8 @@ impl Machine {
                 self.renew_at = None;
                 out.push(Output::Install(certificate));
             }
-            ToAgent::Drain(drain) => {
-                tracing::info!(drain, "the coordinator changed whether this agent is given attempts");
-            }
+            // The coordinator hands out attempts or doesn't: people want to know, the agent need not.
+            ToAgent::Drain(drained) => out.push(Output::Drained(drained)),
             // They were dealt with before.
             ToAgent::Welcome(_) | ToAgent::Goodbye { .. } | ToAgent::NotLeader(_) => {}
         }
@@ -127,7 +126,7 @@ impl Machine {
         let waits =
             waiting.filter(|waiting| waiting.job_run == attempt.job_run).any(|waiting| waiting >= attempt);
         if waits || self.spent.contains(attempt) || highest.is_some_and(|highest| *highest >= attempt) {
-            return tracing::debug!(%attempt, "an assignment of an attempt that is known, or of an earlier one");
+            return;
         }
         if self.held.len() + self.waiting.len() >= limit::HELD_ATTEMPTS_MAX {
             return out.push(Output::Leave(Leave::Protocol("more attempts than an agent can hold")));
