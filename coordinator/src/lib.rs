@@ -4,6 +4,7 @@ pub mod api;
 pub mod artifacts;
 pub mod core;
 pub mod engine;
+pub mod fleet;
 pub mod logs;
 pub mod pack;
 pub mod store;

@@ -122,6 +122,25 @@ impl Authority {
         Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 
+    /// A certificate and key for a server that is dialled by these host names and IP addresses.
+    ///
+    /// # Errors
+    /// When one of the names can't be in a certificate, or no key can be made.
+    pub fn issue_server(
+        &self,
+        names: &[String],
+        now: Timestamp,
+        valid: Duration,
+    ) -> Result<Identity, CertError> {
+        const WHAT: &str = "server's certificate";
+        let key = KeyPair::generate().map_err(make("server's key"))?;
+        let mut params = CertificateParams::new(names).map_err(make(WHAT))?;
+        fill(&mut params, "packrun coordinator", now, valid);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer).map_err(make(WHAT))?;
+        Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    }
+
     /// The certificate of `agent` for the key of `request`. Nothing else of the request counts.
     ///
     /// # Errors

@@ -11,9 +11,10 @@ use packrun_protocol::time::Timestamp;
 
 use super::change::{AgentRow, AgentState};
 use super::event::SessionId;
+use super::plan::Plan;
 use super::schedule::{Host, Schedule};
-use super::state::{JobRun, PackRun, Place};
-use super::{Core, RestoreError};
+use super::state::{Agent, JobRun, PackRun, Place};
+use super::{Config, Core, RestoreError};
 
 /// An agent as it stands.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,12 @@ pub struct AgentView<'a> {
     pub declines: bool,
     /// How many attempts it holds.
     pub held: usize,
+}
+
+impl<'a> AgentView<'a> {
+    fn of(agent: &'a Agent) -> Self {
+        Self { row: &agent.row, session: agent.session, declines: agent.declines, held: agent.held.len() }
+    }
 }
 
 /// How much there is.
@@ -44,12 +51,31 @@ pub struct Gauges {
 impl Core {
     /// All agents, by id.
     pub fn agents(&self) -> impl Iterator<Item = AgentView<'_>> {
-        self.agents.values().map(|agent| AgentView {
-            row: &agent.row,
-            session: agent.session,
-            declines: agent.declines,
-            held: agent.held.len(),
-        })
+        self.agents.values().map(AgentView::of)
+    }
+
+    /// One agent.
+    #[must_use]
+    pub fn agent(&self, id: AgentId) -> Option<AgentView<'_>> {
+        self.agents.get(&id).map(AgentView::of)
+    }
+
+    /// What was set for this core.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
+    /// How often the store had been opened for writing when this core began.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The plan of a live pack run.
+    #[must_use]
+    pub fn plan(&self, run: PackRunId) -> Option<Arc<Plan>> {
+        self.runs.get(&run).map(|run| run.row.plan.clone())
     }
 
     /// Whether an agent gets work; `None` when it was never enrolled.
@@ -78,12 +104,6 @@ impl Core {
             held: self.agents().map(|agent| agent.held).sum(),
             connected: self.agents().filter(|agent| agent.session.is_some()).count(),
         }
-    }
-
-    /// How often the store has been acquired.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
     }
 
     /// The pack runs that could not be restored and have not ended, and why.

@@ -15,6 +15,9 @@ mod release;
 pub use handle::{EngineError, Handle, Messages, Session};
 pub use release::{FeedBatch, ToSession};
 
+/// What [`Handle::read`] gives.
+pub use crate::store::{Reader, StoreError};
+
 use std::future::pending;
 
 use packrun_protocol::id::AgentId;
@@ -153,6 +156,8 @@ impl Engine {
             }
         }
         self.health.stopped("the coordinator stops");
+        // Whoever is told may open the store again at once.
+        drop(self);
         for stopped in stopping {
             // Whoever asked may have gone.
             let _ = stopped.send(());

@@ -227,6 +227,12 @@ impl RunLog {
         self.progress.send_modify(|progress| progress.finished = true);
     }
 
+    pub(super) fn unsealed(&self) -> Vec<AttemptId> {
+        let attempts = self.read();
+        let open = attempts.logs.iter().filter(|(_, log)| !log.progress.borrow().sealed);
+        open.map(|(attempt, _)| *attempt).collect()
+    }
+
     pub(super) fn attempts(&self) -> Vec<AttemptId> {
         self.read().logs.keys().copied().collect()
     }

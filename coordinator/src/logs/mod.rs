@@ -240,6 +240,18 @@ impl LogStore {
         self.runs.run_of(attempt)?.progress(attempt)
     }
 
+    /// The runs that are open here.
+    #[must_use]
+    pub fn open_runs(&self) -> Vec<PackRunId> {
+        self.runs.all().iter().map(|run| run.id).collect()
+    }
+
+    /// The attempts of a run that are open here and not sealed.
+    #[must_use]
+    pub fn unsealed(&self, pack_run: PackRunId) -> Vec<AttemptId> {
+        self.runs.run(pack_run).map_or_else(Vec::new, |run| run.unsealed())
+    }
+
     /// How far a run's feed has come; `None` when none of its attempts was opened, or it was closed.
     #[must_use]
     pub fn feed_progress(&self, pack_run: PackRunId) -> Option<watch::Receiver<FeedProgress>> {

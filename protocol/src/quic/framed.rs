@@ -64,6 +64,10 @@ impl FrameReader {
             if let Some(message) = frame::read(&mut self.buffer)? {
                 return Ok(Some(message));
             }
+            if self.buffer.is_empty() && self.buffer.capacity() > CHUNK_BYTES {
+                // One large frame is no reason to keep so much for as long as the stream lives.
+                self.buffer = BytesMut::new();
+            }
             match self.stream.read_chunk(CHUNK_BYTES, true).await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
                 None if self.buffer.is_empty() => return Ok(None),
@@ -136,6 +140,7 @@ impl FrameWriter {
     pub async fn flush(&mut self) -> Result<(), WriteError> {
         self.stream.write_all(&self.buffer).await?;
         self.buffer.clear();
+        self.buffer.shrink_to(CHUNK_BYTES);
         Ok(())
     }
 

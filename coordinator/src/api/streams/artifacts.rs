@@ -19,7 +19,7 @@ use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
 use crate::api::types::{Artifact, Page};
 use crate::core::change::JobRunRow;
-use crate::store::Reader;
+use crate::engine::Reader;
 
 /// Retries of retries that are followed to where a success was first.
 const REUSED_MAX: usize = 10_000;

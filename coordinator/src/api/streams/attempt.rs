@@ -19,8 +19,8 @@ use crate::api::problem::ApiError;
 use crate::api::types::AttemptLog;
 use crate::api::{Api, App};
 use crate::core::change::JobRunRow;
+use crate::engine::Reader;
 use crate::logs::{Extent, LogReader};
-use crate::store::Reader;
 
 /// Which entries.
 #[derive(Debug, Deserialize, IntoParams)]

@@ -6,10 +6,10 @@ use tokio::sync::watch;
 use super::feed::{Log, LogEnd, Place};
 use crate::api::App;
 use crate::api::problem::ApiError;
+use crate::engine::Reader;
 use crate::logs::{
     BeyondEnd, Extent, FeedPosition, FeedProgress, LogReader, ReadError, StoredBlock, decode_extents,
 };
-use crate::store::Reader;
 
 /// A pack run's log.
 #[derive(Debug)]

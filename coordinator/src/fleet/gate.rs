@@ -1,0 +1,191 @@
+//! Who may come in at all, before anything is known of him: limits by address and by rate. Addresses were
+//! validated before they are counted, so nobody can use up another's share.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use packrun_protocol::time::Timestamp;
+
+/// Lets `burst` through at once and then one per `interval` (the generic cell rate algorithm).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate {
+    interval: Duration,
+    tolerance: Duration,
+    /// When the next would be due if all came evenly.
+    due: Timestamp,
+}
+
+impl Rate {
+    /// `per_second` on average, at least one, and as many as come in `burst` seconds at once.
+    pub(super) fn new(per_second: u32, burst: Duration) -> Self {
+        let interval = Duration::from_secs(1) / per_second.max(1);
+        Self { interval, tolerance: burst.max(interval), due: Timestamp::MIN }
+    }
+
+    /// Whether one more may pass now.
+    pub(super) fn take(&mut self, now: Timestamp) -> bool {
+        let due = self.due.max(now);
+        let passes = (due + self.interval).since(now) <= self.tolerance;
+        if passes {
+            self.due = due + self.interval;
+        }
+        passes
+    }
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Too many come at once: he may try again at once, and will be no burden meanwhile.
+    Busy,
+    /// His address has as many connections as it may.
+    Crowded,
+}
+
+#[derive(Debug)]
+struct Counts {
+    rate: Rate,
+    under_way: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// Counts connections. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Gate {
+    counts: Arc<Mutex<Counts>>,
+    under_way_max: usize,
+    per_address_max: usize,
+}
+
+impl Gate {
+    pub(super) fn new(rate: Rate, under_way_max: usize, per_address_max: usize) -> Self {
+        let counts = Counts { rate, under_way: 0, by_address: HashMap::new() };
+        Self { counts: Arc::new(Mutex::new(counts)), under_way_max, per_address_max }
+    }
+
+    /// Counts a connection in, until its place is dropped.
+    pub(super) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
+        let address = network(address);
+        let mut counts = self.counts();
+        if counts.by_address.get(&address).is_some_and(|count| *count >= self.per_address_max) {
+            return Err(Refused::Crowded);
+        }
+        if counts.under_way >= self.under_way_max || !counts.rate.take(now) {
+            return Err(Refused::Busy);
+        }
+        counts.under_way += 1;
+        *counts.by_address.entry(address).or_default() += 1;
+        Ok(Place { gate: self.clone(), address, shaking_hands: true })
+    }
+
+    /// How many connections there are, and how many of them are still shaking hands.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let counts = self.counts();
+        (counts.by_address.values().sum(), counts.under_way)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that was let in. It counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    gate: Gate,
+    address: IpAddr,
+    shaking_hands: bool,
+}
+
+impl Place {
+    /// The handshake is done: another may begin.
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.shaking_hands) {
+            let mut counts = self.gate.counts();
+            counts.under_way = counts.under_way.saturating_sub(1);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.settle();
+        let mut counts = self.gate.counts();
+        if let Some(count) = counts.by_address.get_mut(&self.address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What counts as one address: of IPv6 a /64, which is what one host is given.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::from(u64::MAX) << 64)))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+
+    fn gate(under_way: usize, per_address: usize) -> Gate {
+        Gate::new(Rate::new(1000, Duration::from_secs(1)), under_way, per_address)
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_rate_lets_a_burst_through_and_then_its_average() {
+        let mut rate = Rate::new(10, Duration::from_secs(1));
+        assert_eq!((0..100).filter(|_| rate.take(NOW)).count(), 10);
+        let later = NOW + Duration::from_millis(250);
+        assert_eq!((0..100).filter(|_| rate.take(later)).count(), 2);
+        let much_later = NOW + Duration::from_secs(1000);
+        assert_eq!((0..100).filter(|_| rate.take(much_later)).count(), 10, "no more than a burst is saved");
+    }
+
+    #[test]
+    fn an_address_that_is_full_leaves_room_for_others_and_gets_it_back() {
+        let gate = gate(100, 2);
+        let (ours, other) = (address("192.0.2.1"), address("192.0.2.2"));
+        let first = gate.enter(ours, NOW).unwrap();
+        let _second = gate.enter(ours, NOW).unwrap();
+        assert_eq!(gate.enter(ours, NOW).unwrap_err(), Refused::Crowded);
+        assert_eq!(gate.enter(address("::ffff:192.0.2.1"), NOW).unwrap_err(), Refused::Crowded);
+        drop(gate.enter(other, NOW).unwrap());
+        drop(first);
+        gate.enter(ours, NOW).unwrap();
+        assert_eq!(gate.counts().by_address.len(), 1, "nobody is remembered who left");
+    }
+
+    #[test]
+    fn an_ipv6_host_counts_once_whatever_address_it_takes() {
+        let gate = gate(100, 1);
+        let _place = gate.enter(address("2001:db8::1"), NOW).unwrap();
+        assert_eq!(gate.enter(address("2001:db8::ffff:2"), NOW).unwrap_err(), Refused::Crowded);
+        gate.enter(address("2001:db8:0:1::1"), NOW).unwrap();
+    }
+
+    #[test]
+    fn handshakes_under_way_are_bounded_and_done_ones_make_room() {
+        let gate = gate(1, 10);
+        let mut first = gate.enter(address("192.0.2.1"), NOW).unwrap();
+        assert_eq!(gate.enter(address("192.0.2.2"), NOW).unwrap_err(), Refused::Busy);
+        first.settle();
+        drop(gate.enter(address("192.0.2.2"), NOW).unwrap());
+        drop(first);
+        gate.enter(address("192.0.2.2"), NOW).unwrap();
+    }
+}
