@@ -20,8 +20,7 @@ use crate::api::problem::ApiError;
 use crate::api::types::EndEvent;
 use crate::api::{Api, App};
 use crate::core::change::{FeedEntry, FeedRow};
-use crate::engine::FeedBatch;
-use crate::engine::Reader;
+use crate::engine::{FeedBatch, Reader};
 use crate::logs::StoredBlock;
 
 /// Changes that are read at a time.
@@ -62,7 +61,6 @@ pub(super) struct Follower {
 
 /// What the store has of a run.
 struct Seen {
-    names: Names,
     end: Option<EndEvent>,
     next_change: u64,
 }
@@ -77,8 +75,8 @@ impl Follower {
         // What is committed from here on is told.
         let (news, feeds) = (app.engine.follow(), app.logs.feeds());
         let epoch = app.engine.look(|core| core.epoch()).await?;
-        let Seen { names, mut end, next_change } =
-            api.planner.read(&app, move |reader| see(reader, run)).await?;
+        let names = Names::find(api, run).await?;
+        let Seen { mut end, next_change } = app.read(move |reader| see(reader, run)).await?;
         let mut out = Vec::new();
         let mut place = place;
         if end.is_some() && place.change == next_change.saturating_add(1) {
@@ -284,10 +282,9 @@ impl Follower {
 
 /// What the store has of `run`.
 fn see(reader: &Reader, run: PackRunId) -> Result<Seen, ApiError> {
-    let names = Names::read(reader, run)?;
     let progress = reader.progress(run)?.filter(|progress| progress.state.is_terminal());
     let end = progress.map(|progress| EndEvent { state: progress.state, time: progress.since });
-    Ok(Seen { names, end, next_change: reader.feed_next(run)? })
+    Ok(Seen { end, next_change: reader.feed_next(run)? })
 }
 
 fn concerns(batch: &FeedBatch, run: PackRunId) -> bool {

@@ -66,7 +66,7 @@ pub(super) async fn pack_run_logs(
     let cursor = asked.cursor.as_deref().unwrap_or(LOG_START);
     let invalid = || ApiError::new(ProblemKind::InvalidCursor, "`cursor` is none that a page of logs gave");
     let after = parse_log_cursor(cursor).ok_or_else(invalid)?;
-    let names = api.planner.read(&api.app, move |reader| Names::read(reader, id)).await?;
+    let names = Names::find(&api, id).await?;
     let jobs = asked.job.as_deref().map(|job| names.select(job)).transpose()?;
     let (mut reader, is_live) = open(&api.app, id, jobs, after, most).await?;
     let (entries, last) = read(&mut reader, most).await?;

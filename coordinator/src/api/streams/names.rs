@@ -6,9 +6,9 @@ use packrun_protocol::block::Entry;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::name::{JobKey, Name};
 
-use crate::api::App;
 use crate::api::problem::ApiError;
 use crate::api::types::{Artifact, LogEntry};
+use crate::api::{Api, App};
 use crate::core::plan::Plan;
 use crate::engine::Reader;
 
@@ -28,7 +28,18 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Those of a pack run.
+    /// Those of a pack run: by the plan that the core holds while the run lives, or else the store's.
+    ///
+    /// # Errors
+    /// When there is no such pack run, or the store can't be read.
+    pub(super) async fn find(api: &Api, run: PackRunId) -> Result<Self, ApiError> {
+        match api.app.engine.look(move |core| core.plan(run)).await? {
+            Some(plan) => Ok(Self::of(&plan)),
+            None => api.planner.read(&api.app, move |reader| Self::read(reader, run)).await,
+        }
+    }
+
+    /// Those of a pack run, by the store.
     ///
     /// # Errors
     /// When there is no such pack run, or the store can't be read. It blocks on the disk.
