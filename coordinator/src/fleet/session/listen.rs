@@ -10,7 +10,7 @@ use packrun_protocol::id::AttemptId;
 use packrun_protocol::quic::ReadError;
 use packrun_protocol::state::Outcome;
 use packrun_protocol::stream::CloseCode;
-use packrun_protocol::time::{ClockOffset, Timestamp};
+use packrun_protocol::time::ClockOffset;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
