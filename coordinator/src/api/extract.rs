@@ -127,15 +127,19 @@ fn json<T: DeserializeOwned>(media_type: Option<&str>, bytes: &[u8]) -> Result<T
 /// # Errors
 /// When it is larger, pauses for too long, or breaks off.
 pub(super) async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    whole_without_pause(body, bytes_max, BODY_PAUSE_MAX).await
+}
+
+async fn whole_without_pause(body: Body, bytes_max: usize, pause_max: Duration) -> Result<Bytes, ApiError> {
     let mut pieces = body.into_data_stream();
     let (mut kept, mut dropped) = (BytesMut::new(), 0);
     loop {
-        let piece = match tokio::time::timeout(BODY_PAUSE_MAX, pieces.next()).await {
+        let piece = match tokio::time::timeout(pause_max, pieces.next()).await {
             Ok(Some(Ok(piece))) => piece,
             Ok(Some(Err(_))) => return Err(ApiError::invalid("the body broke off")),
             Ok(None) => break,
             Err(_) => {
-                let detail = format!("nothing came of the body for {} s", BODY_PAUSE_MAX.as_secs());
+                let detail = format!("nothing came of the body for {} s", pause_max.as_secs());
                 return Err(ApiError::new(ProblemKind::RequestTimeout, detail));
             }
         };
@@ -154,4 +158,40 @@ pub(super) async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, ApiErro
         return Err(ApiError::new(ProblemKind::TooLarge, detail));
     }
     Ok(kept.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    fn pieces(count: usize, bytes: usize) -> impl stream::Stream<Item = Result<Bytes, Infallible>> + Send {
+        stream::iter(std::iter::repeat_n(Ok(Bytes::from(vec![b'x'; bytes])), count))
+    }
+
+    #[tokio::test]
+    async fn a_body_is_taken_up_to_its_limit() {
+        for (count, bytes, taken) in
+            [(0, 0, true), (10, 10, true), (10, 11, false), (1, 101, false), (101, 1, false)]
+        {
+            let whole = whole(Body::from_stream(pieces(count, bytes)), 100).await;
+            match whole {
+                Ok(whole) => assert!(taken && whole.len() == count * bytes, "{count} × {bytes}"),
+                Err(error) => assert!(!taken && error.kind() == ProblemKind::TooLarge, "{count} × {bytes}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_pauses_or_breaks_off_is_given_up() {
+        let paused = Body::from_stream(pieces(2, 10).chain(stream::pending()));
+        let refused = whole_without_pause(paused, 100, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(refused.kind(), ProblemKind::RequestTimeout);
+        let broken = stream::iter([Ok(Bytes::new()), Err(std::io::Error::other("reset"))]);
+        let refused = whole(Body::from_stream(broken), 100).await.unwrap_err();
+        assert_eq!(refused.kind(), ProblemKind::InvalidRequest);
+    }
 }

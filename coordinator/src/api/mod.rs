@@ -12,11 +12,12 @@
 //! | `admin` | agents and tokens |
 //! | `observe` | health and status |
 //! | `openapi` | what the OpenAPI document says beside the routes |
-//! | `limits`, [`serve`](fn@serve) | what one client can cost the others; listening |
+//! | `limits`, `accept`, [`serve`](fn@serve) | what one client can cost the others; listening |
 //!
 //! Everything from a client is hostile: bodies, pages, the requests under way and their time are bounded, and what
 //! can't be read is answered with a problem.
 
+mod accept;
 mod admin;
 pub mod auth;
 pub mod extract;

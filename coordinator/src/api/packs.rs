@@ -163,7 +163,8 @@ async fn versions(
     let number_of = |key: &[u8]| key.try_into().ok().map(u32::from_be_bytes);
     let before = paging::key(List::Versions, query.cursor.as_deref(), number_of)?;
     let page = app.read(move |reader| {
-        let newest = before.map_or(head(reader, &name)?, |before| before.saturating_sub(1));
+        let newest = head(reader, &name)?;
+        let newest = before.map_or(newest, |before| before.saturating_sub(1).min(newest));
         let numbers = (1..=newest).rev().map(|number| (number, number));
         let bytes_of = |number: &u32| number.to_be_bytes().to_vec();
         let page = paging::page(List::Versions, numbers, |_| true, limit, bytes_of);

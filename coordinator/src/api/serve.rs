@@ -10,6 +10,10 @@ use axum_server::Handle;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 
 use super::App;
+use super::accept::Places;
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 2048;
 
 /// How long a connection may take for its first request, and a request for its head.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
@@ -33,6 +37,16 @@ pub async fn serve(
     tls: Option<Arc<rustls::ServerConfig>>,
     app: App,
 ) -> io::Result<()> {
+    serve_at_most(CONNECTIONS_MAX, listener, tls, app).await
+}
+
+/// As [`serve`], with so many connections at a time.
+pub(super) async fn serve_at_most(
+    connections_max: usize,
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    app: App,
+) -> io::Result<()> {
     let handle = Handle::new();
     let stop = app.stop.clone();
     let stopped = handle.clone();
@@ -51,12 +65,13 @@ pub async fn serve(
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(HEAD_TIME_MAX);
     let service = super::router(app).into_make_service();
+    let places = Places::new(connections_max);
     let served = match tls {
         Some(config) => {
-            let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
+            let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(places);
             server.acceptor(acceptor).serve(service).await
         }
-        None => server.serve(service).await,
+        None => server.acceptor(places).serve(service).await,
     };
     stopping.abort();
     served

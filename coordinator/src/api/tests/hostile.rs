@@ -1,5 +1,8 @@
 //! What no honest client sends.
 
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
+
 use bytes::Bytes;
 use packrun_protocol::id::{Digest, TokenId};
 use packrun_protocol::join_token::JoinToken;
@@ -7,9 +10,12 @@ use packrun_protocol::stream::JoinSecret;
 use reqwest::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
 use reqwest::{Body, Method, StatusCode};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::site::{Answer, Site, send};
 use crate::api::extract::JSON_BYTES_MAX;
+use crate::api::serve::serve_at_most;
 use crate::api::token::ApiToken;
 use crate::api::types::{PackRun, Page};
 use crate::core::change::Role;
@@ -217,4 +223,31 @@ async fn what_is_not_there_and_methods_that_are_not_are_problems_too() {
     let head = send(site.request(Some(Role::Viewer), Method::HEAD, "/v1/packs")).await;
     assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
     assert_eq!(site.post("/healthz", &json!({})).await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn a_connection_more_than_there_may_be_is_closed() {
+    let site = Site::start().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = tokio::spawn(serve_at_most(1, listener, None, site.app.clone()));
+    let ask = async || {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        // Who is turned away may find the connection reset at any of these.
+        let _ = connection.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let mut start = [0; 12];
+        connection.read_exact(&mut start).await.ok().map(|_| (connection, start))
+    };
+    let (first, start) = ask().await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    assert!(ask().await.is_none());
+    drop(first);
+    let next = async {
+        while ask().await.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), next).await.expect("its place is free again");
+    site.app.stop.cancel();
+    served.await.unwrap().unwrap();
 }

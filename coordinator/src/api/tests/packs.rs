@@ -5,6 +5,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use super::site::{Answer, Site, send};
+use crate::api::paging::{List, cursor};
 use crate::api::types::{PackContent, PackVersion, Page, Problem};
 use crate::core::change::Role;
 
@@ -138,4 +139,7 @@ async fn what_there_is_not_is_said_so() {
     ] {
         assert_eq!(site.get(path).await.problem(), "not-found", "{path}");
     }
+    let beyond = cursor(List::Versions, &u32::MAX.to_be_bytes());
+    let page: Page<PackVersion> = site.get(&format!("/v1/packs/build/versions?cursor={beyond}")).await.json();
+    assert_eq!(page.items.len(), 1);
 }
