@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use packrun_protocol::id::{AttemptId, PackRunId};
-use thiserror::Error;
 use tokio::sync::watch;
 
 use super::extent::Extent;
@@ -20,22 +19,6 @@ pub struct FeedPosition {
     pub block: u64,
     /// Which of its entries comes next, from 0.
     pub entry: u32,
-}
-
-/// A place in a feed that the log has not reached, or no longer has: it was asked for before a power cut.
-/// The feed is to be read from its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the feed has {next_arrival} blocks, none at {}", asked.block)]
-pub struct BeyondEnd {
-    /// What was asked for.
-    pub asked: FeedPosition,
-    /// How many blocks the feed has.
-    pub next_arrival: u64,
-}
-
-pub(super) fn check_end(asked: FeedPosition, next_arrival: u64) -> Result<(), BeyondEnd> {
-    let end = FeedPosition { block: next_arrival, entry: 0 };
-    if asked <= end { Ok(()) } else { Err(BeyondEnd { asked, next_arrival }) }
 }
 
 /// What a reader goes by, and where it learns of more.

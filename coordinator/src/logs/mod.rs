@@ -14,7 +14,7 @@
 //! | `stretch` | reading extents |
 //! | `kept` | extents as bytes |
 //! | `recover`, `checkpoint` | the log at start, and where to begin to read |
-//! | `follow` | readers that wait |
+//! | `follow`, `readers` | readers that wait; those that the store gives |
 //! | `merge`, `chronological` | chronological order over attempts: pure, and read from the segments |
 //!
 //! The index holds what is live: a run from its first opened attempt to [`LogStore::close_run`]. A run that is
@@ -28,6 +28,7 @@ mod follow;
 mod index;
 mod kept;
 pub mod merge;
+mod readers;
 mod recover;
 mod segment;
 mod span;
@@ -49,9 +50,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use batch::AppendError;
 pub use chronological::ChronologicalReader;
 pub use extent::Extent;
-pub use follow::{BeyondEnd, FeedPosition, LogReader};
+pub use follow::{FeedPosition, LogReader};
 pub use index::{FeedProgress, Progress};
 pub use kept::{ExtentsError, decode_extents, encode_extents};
+pub use readers::BeyondEnd;
 pub use recover::{Recovery, Spot};
 pub use segment::Position;
 pub use stretch::{ReadError, StoredBlock};
@@ -60,7 +62,6 @@ pub use writer::Health;
 use index::Runs;
 use merge::MergeKey;
 use segment::{Disk, RealDisk};
-use stretch::StretchReader;
 use writer::{Appender, Command, Syncer};
 
 /// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
@@ -275,56 +276,6 @@ impl LogStore {
         most: usize,
     ) -> Option<Vec<Extent>> {
         self.runs.run_of(attempt)?.extents_behind(attempt, after, most)
-    }
-
-    /// A reader of a live attempt from entry `from` on; `None` when the attempt is not open.
-    #[must_use]
-    pub fn read_attempt(&self, attempt: AttemptId, from: u64) -> Option<LogReader> {
-        LogReader::attempt(self.dir.clone(), self.runs.run_of(attempt)?, attempt, from)
-    }
-
-    /// A reader of a sealed attempt from entry `from` on, by its extents.
-    #[must_use]
-    pub fn read_extents(&self, attempt: AttemptId, extents: Vec<Extent>, from: u64) -> LogReader {
-        LogReader::kept_attempt(self.dir.clone(), attempt, extents, from)
-    }
-
-    /// A reader of a live run's feed; `None` when none of its attempts was opened.
-    ///
-    /// # Errors
-    /// When the feed has not come to `from`.
-    pub fn read_feed(&self, pack_run: PackRunId, from: FeedPosition) -> Result<Option<LogReader>, BeyondEnd> {
-        let Some(run) = self.runs.run(pack_run) else { return Ok(None) };
-        follow::check_end(from, run.next_arrival())?;
-        Ok(Some(LogReader::feed(self.dir.clone(), run, from)))
-    }
-
-    /// A reader of the feed of a run that is over, by the extents of all its attempts.
-    ///
-    /// # Errors
-    /// When the feed has not come to `from`.
-    pub fn read_kept_feed(
-        &self,
-        pack_run: PackRunId,
-        extents: Vec<Extent>,
-        from: FeedPosition,
-    ) -> Result<LogReader, BeyondEnd> {
-        follow::check_end(from, extents.iter().map(Extent::next_arrival).max().unwrap_or(0))?;
-        Ok(LogReader::kept_feed(self.dir.clone(), pack_run, extents, from))
-    }
-
-    /// Reads attempts in chronological order, live ones and sealed ones alike, by their extents as of now. Begins
-    /// behind `after`, the key of an entry, and ends before `watermark`, the earliest corrected time that one of
-    /// them may still write; the extents are to be taken after the watermark, so that they have all before it. A page of a live run takes
-    /// them from [`LogStore::extents_behind`], and reads no more entries than it has asked that for.
-    #[must_use]
-    pub fn read_chronological(
-        &self,
-        attempts: Vec<(AttemptId, Vec<Extent>)>,
-        after: Option<MergeKey>,
-        watermark: Option<Timestamp>,
-    ) -> ChronologicalReader {
-        ChronologicalReader::new(StretchReader::new(self.dir.clone()), attempts, after, watermark)
     }
 
     /// The run is over, which the caller has on disk, and so are the extents of its attempts: followers end when they have read all, and
