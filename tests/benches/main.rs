@@ -43,18 +43,23 @@ async fn main() {
     let api = coordinator.api();
     let mut rows = Vec::new();
 
-    let mut rates = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        rates.0.push(jobs_per_second(&api).await);
-        rates.1.push(spawns_per_second(slots));
+    for (what, slots) in
+        [("jobs of /bin/true, a slot a core", slots), ("the same, four slots a core", 4 * slots)]
+    {
+        let label = format!("slots={slots}");
+        agents.push(
+            coordinator
+                .agent(&label.replace('=', "-"), &["--slots", &slots.to_string(), "--label", &label])
+                .await,
+        );
+        let mut rates = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            rates.0.push(jobs_per_second(&api, slots).await);
+            rates.1.push(spawns_per_second(slots));
+        }
+        let (packrun, limit) = (median(rates.0), median(rates.1));
+        rows.push(Row { what, packrun, limit, unit: "/s", of: "bare posix_spawn and wait, as many at once" });
     }
-    rows.push(Row {
-        what: "jobs of /bin/true, one matrix",
-        packrun: median(rates.0),
-        limit: median(rates.1),
-        unit: "/s",
-        of: "bare posix_spawn and wait, as many at once",
-    });
     let mut latencies = (Vec::new(), Vec::new());
     for _ in 0..LATENCIES {
         latencies.0.push(start_latency(&api).await);
@@ -120,10 +125,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-async fn jobs_per_second(api: &Api) -> f64 {
+async fn jobs_per_second(api: &Api, slots: usize) -> f64 {
     let axis = |count: u32| (0..count).map(|value| value.to_string()).collect::<Vec<_>>().join(", ");
     let source = format!(
-        "name: wide\njobs:\n  wide:\n    matrix: {{ a: [{}], b: [{}] }}\n    command: [/bin/true]\n",
+        "name: wide\njobs:\n  wide:\n    labels: {{ slots: '{slots}' }}\n    matrix: {{ a: [{}], b: [{}] }}\n    \
+         command: [/bin/true]\n",
         axis(JOBS / 100),
         axis(100)
     );
