@@ -338,4 +338,4 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHan
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

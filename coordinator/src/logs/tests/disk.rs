@@ -10,7 +10,7 @@ use super::*;
 
 /// The system's disk, but its calls fail when they are told to.
 #[derive(Default)]
-pub(super) struct FailingDisk {
+pub(crate) struct FailingDisk {
     writes: AtomicBool,
     syncs: AtomicBool,
     allowed_syncs: AtomicU32,
@@ -28,7 +28,7 @@ struct PageCache {
 }
 
 impl FailingDisk {
-    pub(super) fn fail_writes(&self, fail: bool) {
+    pub(crate) fn fail_writes(&self, fail: bool) {
         self.writes.store(fail, Ordering::SeqCst);
     }
 
@@ -95,6 +95,13 @@ impl Disk for FailingDisk {
         self.cache(file, |cache| cache.dirty.push((length, length)));
         file.set_len(length)
     }
+}
+
+/// A log on a disk that fails when it is told to, in which these runs are live.
+pub(crate) fn open_failing_for(dir: &Path, live: &dyn Fn(PackRunId) -> bool) -> (Arc<FailingDisk>, LogStore) {
+    let disk = Arc::new(FailingDisk::default());
+    let (store, _) = LogStore::open_on(disk.clone(), dir, LogConfig::default(), live).unwrap();
+    (disk, store)
 }
 
 fn open_failing(dir: &Path) -> (Arc<FailingDisk>, LogStore) {
