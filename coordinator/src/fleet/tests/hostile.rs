@@ -222,7 +222,7 @@ async fn a_path_out_of_the_workspace_is_no_header() {
 async fn streams_of_unknown_kinds_are_refused_one_by_one() {
     let stage = Stage::set().await;
     let mut link = stage.villain.connect(1).await;
-    for bytes in [&[1, 0, 0, 0, 200][..], &[255; 32][..], &[1, 0, 0, 0, 0][..]] {
+    for bytes in [&[1, 0, 0, 0, 200][..], &[255; 32][..], &[1, 0, 0, 0, 0][..], &[1, 16, 0, 0][..]] {
         let mut stream = link.connection.open_uni().await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let code = stream.stopped().await.unwrap().unwrap();
