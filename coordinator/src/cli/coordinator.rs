@@ -195,7 +195,7 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
-    let config = Config { lease: settings.lease };
+    let config = Config { lease: settings.lease, ..Config::default() };
     let (core, left_out) = Core::restore(config, lease.epoch(), clock.now(), rows);
     for run in left_out {
         tracing::error!(pack_run = %run.pack_run, "a pack run could not be restored: {}", run.error);

@@ -17,7 +17,7 @@ use super::change::{ArtifactRow, Change, FeedEntry};
 use super::deadline::Deadline;
 use super::event::Artifact;
 use super::job::Input;
-use super::outcome::Reply;
+use super::outcome::{Effect, Reply};
 use super::plan::{BACKOFF_MAX, Retry};
 use super::state::{Attempt, Place};
 
@@ -93,6 +93,43 @@ impl Core {
         }
         self.transition(place, Input::Start, None);
         self.record_attempt(place, AttemptState::Running);
+        self.bound(place);
+    }
+
+    /// Sets when the current attempt has to have ended, if anything says so.
+    pub(super) fn bound(&mut self, place: Place) {
+        let Some(run) = self.runs.get(&place.run) else { return };
+        let job_run = &run.job_runs[place.index as usize];
+        let Some(attempt) = &job_run.attempt else { return };
+        let deadline = Deadline::Overdue(place);
+        let slack = self.config.lease + self.config.overdue;
+        let at = match (attempt.started_at, run.planned(place.index).definition.timeout) {
+            // Nothing that comes puts a cancel off.
+            _ if job_run.canceled => {
+                let at = self.now + slack;
+                self.deadlines.get(deadline).map_or(at, |earlier| earlier.min(at))
+            }
+            (Some(started_at), Some(timeout)) => (started_at.min(self.now) + timeout).max(self.now) + slack,
+            _ => return,
+        };
+        self.deadlines.set(deadline, at);
+    }
+
+    /// Takes the current attempt from an agent that did not end it in time.
+    pub(super) fn end_overdue(&mut self, place: Place) {
+        let Some(run) = self.runs.get(&place.run) else { return };
+        let job_run = &run.job_runs[place.index as usize];
+        let (Some(attempt), Some(held)) = (run.attempt_id(place.index), &job_run.attempt) else { return };
+        let agent = held.agent;
+        let why = if job_run.canceled {
+            "its agent did not stop it in time after the cancel"
+        } else {
+            "its agent did not end it in time after its timeout"
+        };
+        if let Some(session) = self.agents.get(&agent).and_then(|agent| agent.session) {
+            self.out.effects.push(Effect::Fence { agent, session, attempt });
+        }
+        self.lose(place, why);
     }
 
     /// Records a file of the current attempt; the same path again changes nothing. A file can outrun the report
@@ -111,6 +148,7 @@ impl Core {
             let key = run.planned(place.index).key.clone();
             let entry = FeedEntry::Artifact { key, attempt: id.number, artifact };
             self.out.changes.push(run.feed(self.now, entry));
+            self.bound(place);
         }
         Reply::Done
     }
@@ -169,6 +207,7 @@ impl Core {
         } else {
             reason
         };
+        self.deadlines.clear(Deadline::Overdue(place));
         self.transition(place, input, reason.as_ref());
 
         let Some(run) = self.runs.get_mut(&place.run) else { return };

@@ -169,7 +169,7 @@ impl Core {
     /// Takes in a restored pack run: its queues, its backoffs, and what its agents hold.
     fn adopt(&mut self, run: PackRun) {
         let id = run.row.id;
-        let mut queued = Vec::new();
+        let (mut queued, mut held) = (Vec::new(), Vec::new());
         for (index, job_run) in (0..).zip(&run.job_runs) {
             let place = Place { run: id, index };
             if let Some(attempt) = &job_run.attempt {
@@ -177,6 +177,7 @@ impl Core {
                 if let Some(agent) = self.agents.get_mut(&attempt.agent) {
                     agent.held.insert(place);
                 }
+                held.push(place);
             } else if job_run.state == JobRunState::Queued {
                 match job_run.ready_at {
                     Some(at) => self.deadlines.set(Deadline::Backoff(place), at),
@@ -187,6 +188,9 @@ impl Core {
         self.know_run(run);
         for place in queued {
             self.enqueue(place);
+        }
+        for place in held {
+            self.bound(place);
         }
     }
 }

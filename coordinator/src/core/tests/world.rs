@@ -382,6 +382,8 @@ impl Core {
             let backoff = matches!(deadline, Deadline::Backoff(_));
             backoff && *at > now
         });
+        let bounded = self.deadlines.iter().filter(|(deadline, _)| matches!(deadline, Deadline::Overdue(_)));
+        lines.extend(bounded.map(|(deadline, _)| format!("{deadline:?}")));
         lines.extend(waits.map(|wait| format!("{wait:?}")));
         lines.push(format!("{:?} {:?}", self.packs, self.places));
         lines
