@@ -70,6 +70,9 @@ pub const JOB_DEFINITION_BYTES_MAX: usize = 512 << 10;
 /// Most artifact rules of one job.
 pub const ARTIFACT_RULES_MAX: usize = 1024;
 
+/// Most artifacts of one attempt.
+pub const ARTIFACTS_PER_ATTEMPT_MAX: usize = 100_000;
+
 /// Largest artifact, in bytes: 1 TiB.
 pub const ARTIFACT_BYTES_MAX: u64 = 1 << 40;
 

@@ -197,7 +197,7 @@ impl Core {
             Report::ArtifactCommitted { ticket, attempt, artifact } => {
                 let place = self.held_place(id, attempt).filter(|_| live);
                 let reply = match place {
-                    Some(place) => Ok(self.record_artifact(place, artifact)),
+                    Some(place) => self.record_artifact(place, artifact),
                     None => Err(Refusal::Fenced(attempt)),
                 };
                 self.out.effects.push(Effect::Reply { ticket, reply });

@@ -2,7 +2,7 @@
 //! contradicts itself is left out and named, and the others go on. It stays live in the store, where a release
 //! that understands it may find it, until someone cancels it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
@@ -138,9 +138,9 @@ impl Core {
         for row in &live.job_runs {
             take_job_run(&mut run, row, latest)?;
         }
-        let mut artifacts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut artifacts: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for row in live.artifacts {
-            artifacts.entry(row.attempt).or_default().insert(row.artifact.path);
+            artifacts.entry(row.attempt).or_default().insert(row.artifact.path, row.artifact.content);
         }
         let indices: BTreeMap<_, _> = run.row.plan.job_runs().map(|planned| planned.id).zip(0..).collect();
         for row in live.attempts.iter().filter(|row| !row.state.is_terminal()) {
