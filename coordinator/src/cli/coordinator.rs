@@ -208,7 +208,22 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
         Ok(LogStore::open(&folder, LogConfig::default(), &|run| live.contains(&run))?)
     })
     .await??;
-    tracing::debug!(?recovery, "the logs are open");
+    for spot in &recovery.damage {
+        tracing::error!(
+            segment = spot.at.segment,
+            offset = spot.at.offset,
+            bytes = spot.bytes,
+            "a part of the logs that was on the disk is damaged; its lines are lost"
+        );
+    }
+    if let Some(at) = recovery.cut {
+        tracing::warn!(
+            segment = at.segment,
+            offset = at.offset,
+            "what was written last to the logs when the coordinator ended was cut off; agents send it again"
+        );
+    }
+    tracing::debug!(blocks = recovery.blocks, "the logs are open");
     Ok((engine::start(core, store, (lease, committed), clock), logs))
 }
 
