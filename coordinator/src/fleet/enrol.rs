@@ -33,8 +33,8 @@ async fn exchange(shared: &Shared, connection: &Connection) -> (CloseCode, &'sta
     let Ok(request) = FrameReader::new(receive).expect_within::<Enrol>(limit::ENROL_BYTES_MAX).await else {
         return BROKEN;
     };
-    let now = shared.clock.now();
-    if !shared.enrolments.lock().unwrap_or_else(PoisonError::into_inner).take(now) {
+    let (now, address) = (shared.clock.now(), connection.remote_address().ip());
+    if !shared.enrolments.lock().unwrap_or_else(PoisonError::into_inner).take(address, now) {
         return (CloseCode::Overloaded, "too many enrolments at once; try again");
     }
     let answer = match decide(shared, request).await {
