@@ -13,6 +13,7 @@ use super::*;
 pub(crate) struct FailingDisk {
     writes: AtomicBool,
     syncs: AtomicBool,
+    panics: AtomicBool,
     allowed_syncs: AtomicU32,
     cuts: AtomicBool,
     written: AtomicU32,
@@ -79,6 +80,7 @@ impl Disk for FailingDisk {
 
     fn sync(&self, file: &File) -> io::Result<()> {
         self.tried_syncs.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.load(Ordering::SeqCst), "a sync that ends its thread");
         let allowed = self.allowed_syncs.swap(0, Ordering::SeqCst) > 0;
         if self.syncs.load(Ordering::SeqCst) && !allowed {
             self.cache(file, |cache| cache.lost.append(&mut cache.dirty));
@@ -139,6 +141,17 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_a_syncer_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, store) = open_failing(dir.path());
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
+    disk.panics.store(true, Ordering::SeqCst);
+    store.append(block(attempt(1), 0, 1)).await.unwrap();
+    assert_eq!(store.seal(attempt(1)).await, Err(AppendError::Closed));
+    assert_eq!(store.append(block(attempt(1), 1, 1)).await, Err(AppendError::Closed));
+}
+
+#[tokio::test]
 async fn what_arrives_does_not_hurry_a_failing_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, store) = open_failing(dir.path());
@@ -192,6 +205,7 @@ fn what_was_written_but_not_noted_when_a_sync_failed_is_written_again() {
         disk: disk.clone(),
         runs: Arc::default(),
         checkpoint: Position::default(),
+        looked: Position::default(),
         durable: watch::Sender::default(),
         health: watch::Sender::default(),
         dirty: BTreeMap::from([(1, (segment.clone(), ends[0]))]),
