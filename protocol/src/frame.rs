@@ -15,11 +15,13 @@ pub const PREFIX_BYTES: usize = 4;
 /// Why a stream of frames can't be read on. The peer broke the protocol: its connection is closed.
 #[derive(Debug, Error)]
 pub enum FrameError {
-    /// A frame announces more than [`limit::FRAME_BYTES_MAX`].
-    #[error("a frame of {bytes} bytes exceeds the limit of {} bytes", limit::FRAME_BYTES_MAX)]
+    /// A frame announces more than it may have: [`limit::FRAME_BYTES_MAX`], or what was set for its kind.
+    #[error("a frame of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
         /// The announced length.
         bytes: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A whole frame holds no message of the expected type.
     #[error(transparent)]
@@ -56,10 +58,21 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, EncodeError> {
 /// # Errors
 /// When the frame is too large or holds no `T`; the buffer is of no use after it.
 pub fn read<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, FrameError> {
+    read_within(buffer, limit::FRAME_BYTES_MAX)
+}
+
+/// As [`read`], of a frame that has no more than `limit` bytes without its prefix: so much may wait in the buffer.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_within<T: DeserializeOwned>(
+    buffer: &mut BytesMut,
+    limit: usize,
+) -> Result<Option<T>, FrameError> {
     let Some(prefix) = buffer.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
     let bytes = u32::from_le_bytes(*prefix) as usize;
-    if bytes > limit::FRAME_BYTES_MAX {
-        return Err(FrameError::TooLarge { bytes });
+    if bytes > limit {
+        return Err(FrameError::TooLarge { bytes, limit });
     }
     if buffer.len() < PREFIX_BYTES + bytes {
         return Ok(None);
@@ -111,5 +124,13 @@ mod tests {
         let mut buffer = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
         assert!(matches!(read::<String>(&mut buffer), Err(FrameError::TooLarge { .. })));
         assert!(buffer.capacity() < 1024);
+    }
+
+    #[test]
+    fn a_kind_of_frame_may_have_a_limit_of_its_own() {
+        let mut buffer = BytesMut::from(&encode(&"text").unwrap()[..PREFIX_BYTES]);
+        assert!(matches!(read_within::<String>(&mut buffer, 5), Ok(None)), "its bytes may still come");
+        let refused = read_within::<String>(&mut buffer, 4);
+        assert!(matches!(refused, Err(FrameError::TooLarge { bytes: 5, limit: 4 })), "{refused:?}");
     }
 }

@@ -4,6 +4,13 @@
 /// Largest frame of a control or artifact stream, in bytes, without its length prefix.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 
+/// Largest header of a stream, in bytes as a frame without its prefix: what a peer can make the coordinator keep for
+/// each stream that it begins.
+pub const STREAM_HEADER_BYTES_MAX: usize = 4 << 10;
+
+/// Largest request to enrol, in bytes as a frame without its prefix.
+pub const ENROL_BYTES_MAX: usize = 20 << 10;
+
 /// Budget of one decoded frame, in bytes as bincode counts them: fixed decoded widths, so a frame of small
 /// integers counts for up to eight times its size on the wire.
 pub const DECODED_BYTES_MAX: usize = 8 << 20;
@@ -63,6 +70,9 @@ pub const JOB_DEFINITION_BYTES_MAX: usize = 512 << 10;
 /// Most artifact rules of one job.
 pub const ARTIFACT_RULES_MAX: usize = 1024;
 
+/// Most artifacts of one attempt.
+pub const ARTIFACTS_PER_ATTEMPT_MAX: usize = 100_000;
+
 /// Largest artifact, in bytes: 1 TiB.
 pub const ARTIFACT_BYTES_MAX: u64 = 1 << 40;
 
@@ -73,6 +83,11 @@ pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
 pub const JOIN_TOKEN_BYTES_MAX: usize = 256;
 
 const _: () = {
+    assert!(
+        PATH_BYTES_MAX + NAME_BYTES_MAX + 256 <= STREAM_HEADER_BYTES_MAX,
+        "the header of an upload fits, which is the largest"
+    );
+    assert!(CERTIFICATE_BYTES_MAX + NAME_BYTES_MAX + 256 <= ENROL_BYTES_MAX, "a request to enrol fits");
     assert!(
         JOB_DEFINITION_BYTES_MAX * 2 <= FRAME_BYTES_MAX,
         "a rendered job and its envelope fit in a frame"

@@ -18,7 +18,7 @@ use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Epoch, JobRunId, P
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::quic::{
-    Admission, FrameReader, FrameWriter, Peer as Who, ReadError, ServerIdentity, peer, server_config,
+    Admission, FrameReader, FrameWriter, Peer as Who, ReadError, ServerIdentity, let_in, peer, server_config,
 };
 use packrun_protocol::state::{Outcome, Reason};
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer, JoinSecret, StreamHeader, Upload};
@@ -160,6 +160,7 @@ impl Fake {
         let (send, receive) = within(connection.accept_bi()).await.unwrap();
         let (send, mut receive) = (FrameWriter::new(send), FrameReader::new(receive));
         assert_eq!(within(receive.expect::<StreamHeader>()).await.unwrap(), StreamHeader::Control);
+        let_in(&connection);
         let FromAgent::Hello(hello) = within(receive.expect()).await.unwrap() else { panic!("no Hello") };
         Peer { connection, hello, send, receive, epoch: self.epoch, agent: self.agent }
     }

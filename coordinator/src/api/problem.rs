@@ -190,7 +190,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let kind = match &refusal {
             Refusal::Fenced(_) | Refusal::NotLive(_) | Refusal::NotLiveJob(_) => ProblemKind::AlreadyEnded,
-            Refusal::Invalid(_) => ProblemKind::InvalidRequest,
+            Refusal::Artifact(..) | Refusal::Invalid(_) => ProblemKind::InvalidRequest,
             Refusal::KeyReused(_) => ProblemKind::IdempotencyKeyReused,
             Refusal::NoAgent(_) | Refusal::NoPack(..) | Refusal::NoToken(_) => ProblemKind::NotFound,
             Refusal::NotInvited => ProblemKind::Forbidden,

@@ -195,7 +195,7 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
-    let config = Config { lease: settings.lease };
+    let config = Config { lease: settings.lease, ..Config::default() };
     let (core, left_out) = Core::restore(config, lease.epoch(), clock.now(), rows);
     for run in left_out {
         tracing::error!(pack_run = %run.pack_run, "a pack run could not be restored: {}", run.error);
@@ -208,7 +208,22 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
         Ok(LogStore::open(&folder, LogConfig::default(), &|run| live.contains(&run))?)
     })
     .await??;
-    tracing::debug!(?recovery, "the logs are open");
+    for spot in &recovery.damage {
+        tracing::error!(
+            segment = spot.at.segment,
+            offset = spot.at.offset,
+            bytes = spot.bytes,
+            "a part of the logs that was on the disk is damaged; its lines are lost"
+        );
+    }
+    if let Some(at) = recovery.cut {
+        tracing::warn!(
+            segment = at.segment,
+            offset = at.offset,
+            "what was written last to the logs when the coordinator ended was cut off; agents send it again"
+        );
+    }
+    tracing::debug!(blocks = recovery.blocks, "the logs are open");
     Ok((engine::start(core, store, (lease, committed), clock), logs))
 }
 

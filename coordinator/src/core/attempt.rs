@@ -4,11 +4,12 @@
 //! on. The end of an attempt that is not current is answered *settled* and changes nothing: whether it was
 //! recorded before or given away meanwhile, its agent may forget it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber};
+use packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason, Verdict};
 use packrun_protocol::time::Timestamp;
 
@@ -17,7 +18,7 @@ use super::change::{ArtifactRow, Change, FeedEntry};
 use super::deadline::Deadline;
 use super::event::Artifact;
 use super::job::Input;
-use super::outcome::Reply;
+use super::outcome::{Effect, Refusal, Reply};
 use super::plan::{BACKOFF_MAX, Retry};
 use super::state::{Attempt, Place};
 
@@ -40,7 +41,7 @@ impl Core {
             agent,
             assigned_at: self.now,
             started_at: None,
-            artifacts: BTreeSet::new(),
+            artifacts: BTreeMap::new(),
         }));
         if let Some(agent) = self.agents.get_mut(&agent) {
             agent.held.insert(place);
@@ -93,26 +94,89 @@ impl Core {
         }
         self.transition(place, Input::Start, None);
         self.record_attempt(place, AttemptState::Running);
+        self.bound(place);
     }
 
-    /// Records a file of the current attempt; the same path again changes nothing. A file can outrun the report
-    /// of the start, which it implies.
-    pub(super) fn record_artifact(&mut self, place: Place, artifact: Artifact) -> Reply {
+    /// Sets when the current attempt has to have ended, if anything says so.
+    pub(super) fn bound(&mut self, place: Place) {
+        let Some(run) = self.runs.get(&place.run) else { return };
+        let job_run = &run.job_runs[place.index as usize];
+        let Some(attempt) = &job_run.attempt else { return };
+        let deadline = Deadline::Overdue(place);
+        let slack = self.config.lease + self.config.overdue;
+        let at = match (attempt.started_at, run.planned(place.index).definition.timeout) {
+            // Nothing that comes puts a cancel off.
+            _ if job_run.canceled => {
+                let at = self.now + slack;
+                self.deadlines.get(deadline).map_or(at, |earlier| earlier.min(at))
+            }
+            (Some(started_at), Some(timeout)) => (started_at.min(self.now) + timeout).max(self.now) + slack,
+            _ => return,
+        };
+        self.deadlines.set(deadline, at);
+    }
+
+    /// Takes the current attempt from an agent that did not end it in time.
+    pub(super) fn end_overdue(&mut self, place: Place) {
+        let Some(run) = self.runs.get(&place.run) else { return };
+        let job_run = &run.job_runs[place.index as usize];
+        let (Some(attempt), Some(held)) = (run.attempt_id(place.index), &job_run.attempt) else { return };
+        let agent = held.agent;
+        let why = if job_run.canceled {
+            "its agent did not stop it in time after the cancel"
+        } else {
+            "its agent did not end it in time after its timeout"
+        };
+        if let Some(session) = self.agents.get(&agent).and_then(|agent| agent.session) {
+            self.out.effects.push(Effect::Fence { agent, session, attempt });
+        }
+        self.lose(place, why);
+    }
+
+    /// Why a file is none of a current attempt's artifacts, if it isn't: to be asked before its bytes are taken, too.
+    #[must_use]
+    pub fn refuses_artifact(&self, id: AttemptId, artifact: &Artifact) -> Option<Refusal> {
+        let place = *self.places.get(&id.job_run)?;
+        let run = self.runs.get(&place.run)?;
+        let job_run = run.job_runs.get(place.index as usize).filter(|run| run.number == Some(id.number))?;
+        let attempt = job_run.attempt.as_ref()?;
+        let known = attempt.artifacts.get(&artifact.path);
+        let rules = &run.planned(place.index).definition.artifacts;
+        let why = if known.is_some_and(|known| *known != artifact.content) {
+            "another content came under this path before"
+        } else if known.is_none() && attempt.artifacts.len() >= ARTIFACTS_PER_ATTEMPT_MAX {
+            "the attempt has left as many files as it may"
+        } else if artifact.name.is_some() && rules.iter().all(|rule| rule.name != artifact.name) {
+            "no artifact rule of its job has this name"
+        } else {
+            return None;
+        };
+        Some(Refusal::Artifact(artifact.path.clone(), why))
+    }
+
+    /// Records a file of the current attempt; the same again changes nothing. A file can outrun the report of the
+    /// start, which it implies.
+    pub(super) fn record_artifact(&mut self, place: Place, artifact: Artifact) -> Result<Reply, Refusal> {
+        let id = self.runs.get(&place.run).and_then(|run| run.attempt_id(place.index));
+        if let Some(refusal) = id.and_then(|id| self.refuses_artifact(id, &artifact)) {
+            return Err(refusal);
+        }
         self.start(place);
-        let Some(run) = self.runs.get_mut(&place.run) else { return Reply::Done };
+        let Some(run) = self.runs.get_mut(&place.run) else { return Ok(Reply::Done) };
         let (Some(id), Some(attempt)) =
             (run.attempt_id(place.index), &mut run.job_runs[place.index as usize].attempt)
         else {
-            return Reply::Done;
+            return Ok(Reply::Done);
         };
-        if attempt.artifacts.insert(artifact.path.clone()) {
+        if attempt.artifacts.insert(artifact.path.clone(), artifact.content).is_none() {
             let row = ArtifactRow { pack_run: place.run, attempt: id, artifact: artifact.clone() };
             self.out.changes.push(Change::Artifact(row));
             let key = run.planned(place.index).key.clone();
             let entry = FeedEntry::Artifact { key, attempt: id.number, artifact };
             self.out.changes.push(run.feed(self.now, entry));
+            self.bound(place);
         }
-        Reply::Done
+        Ok(Reply::Done)
     }
 
     /// Records what an agent says of the current attempt's end. A success that doesn't name as many artifacts as
@@ -169,6 +233,7 @@ impl Core {
         } else {
             reason
         };
+        self.deadlines.clear(Deadline::Overdue(place));
         self.transition(place, input, reason.as_ref());
 
         let Some(run) = self.runs.get_mut(&place.run) else { return };

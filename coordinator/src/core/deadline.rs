@@ -15,6 +15,8 @@ pub(super) enum Deadline {
     Key(PackRunId),
     /// When to take an absent agent's attempts away.
     Lease(AgentId),
+    /// When to take an attempt away whose agent doesn't end it, though it should have ended.
+    Overdue(Place),
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,10 @@ impl Deadlines {
         if let Some(at) = self.times.remove(&deadline) {
             self.by_time.remove(&(at, deadline));
         }
+    }
+
+    pub(super) fn get(&self, deadline: Deadline) -> Option<Timestamp> {
+        self.times.get(&deadline).copied()
     }
 
     pub(super) fn next(&self) -> Option<Timestamp> {

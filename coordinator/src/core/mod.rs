@@ -4,10 +4,11 @@
 //! Invariants, checked by the properties in `tests/`:
 //! - Ends are final. A job run starts after all it needs has ended, and only if its `when` holds.
 //! - Of a job run at most one attempt is current. Only its agent, over its live session, can report on it.
+//! - Neither a cancel nor a timeout waits for an agent for ever, though it is connected.
 //! - An agent is assigned nothing beyond its slots, processors and memory.
 //! - Every pack run's feed is numbered from 0 without a gap, and a job run's `running` precedes its end.
 //! - A core restored from the rows it gave differs from the old one only in its sessions, which are gone, and
-//!   its leases, which begin anew: agents get the time to report. Restart and takeover are this one path.
+//!   its leases and what is overdue, which begin anew: agents get the time to report. Restart and takeover are this one path.
 //!
 //! An idempotency key is known here while its pack run lives and [`KEY_MEMORY`] longer, so that two requests
 //! with one key meet here when the first is not yet in the store; what is older the shell finds there, before it
@@ -61,11 +62,16 @@ pub const KEY_MEMORY: Duration = Duration::from_secs(600);
 pub struct Config {
     /// How long an absent agent keeps its attempts.
     pub lease: Duration,
+    /// How much longer than its job's timeout, counted from its start, an attempt may take to end, or than a cancel;
+    /// the lease comes on top. In it an agent stops the attempt's processes, however unwilling they are, and brings
+    /// the rest of its log and its files here; each file that comes gives it so much time again. Whose agent takes
+    /// longer is lost: it is stuck, though it is connected. Without a timeout, only a cancel bounds an attempt.
+    pub overdue: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(60) }
+        Self { lease: Duration::from_secs(60), overdue: Duration::from_secs(300) }
     }
 }
 
@@ -191,7 +197,7 @@ impl Core {
             Report::ArtifactCommitted { ticket, attempt, artifact } => {
                 let place = self.held_place(id, attempt).filter(|_| live);
                 let reply = match place {
-                    Some(place) => Ok(self.record_artifact(place, artifact)),
+                    Some(place) => self.record_artifact(place, artifact),
                     None => Err(Refusal::Fenced(attempt)),
                 };
                 self.out.effects.push(Effect::Reply { ticket, reply });
@@ -230,6 +236,7 @@ impl Core {
                 }
             }
             Deadline::Lease(agent) => self.end_lease(agent),
+            Deadline::Overdue(place) => self.end_overdue(place),
         }
     }
 

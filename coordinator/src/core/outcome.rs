@@ -5,6 +5,7 @@ use std::sync::Arc;
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
+use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::Reason;
 use packrun_protocol::time::Timestamp;
 use thiserror::Error;
@@ -158,6 +159,9 @@ pub enum Reply {
 /// Why a command was not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
+    /// A file that is none of its attempt's artifacts.
+    #[error("`{0}` is not kept: {1}")]
+    Artifact(RelativePath, &'static str),
     /// An attempt that is not, or no longer, the reporting agent's.
     #[error("attempt {0} is not held by this agent any more; drop it")]
     Fenced(AttemptId),

@@ -2,7 +2,7 @@
 //! contradicts itself is left out and named, and the others go on. It stays live in the store, where a release
 //! that understands it may find it, until someone cancels it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId};
@@ -138,9 +138,9 @@ impl Core {
         for row in &live.job_runs {
             take_job_run(&mut run, row, latest)?;
         }
-        let mut artifacts: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut artifacts: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for row in live.artifacts {
-            artifacts.entry(row.attempt).or_default().insert(row.artifact.path);
+            artifacts.entry(row.attempt).or_default().insert(row.artifact.path, row.artifact.content);
         }
         let indices: BTreeMap<_, _> = run.row.plan.job_runs().map(|planned| planned.id).zip(0..).collect();
         for row in live.attempts.iter().filter(|row| !row.state.is_terminal()) {
@@ -169,7 +169,7 @@ impl Core {
     /// Takes in a restored pack run: its queues, its backoffs, and what its agents hold.
     fn adopt(&mut self, run: PackRun) {
         let id = run.row.id;
-        let mut queued = Vec::new();
+        let (mut queued, mut held) = (Vec::new(), Vec::new());
         for (index, job_run) in (0..).zip(&run.job_runs) {
             let place = Place { run: id, index };
             if let Some(attempt) = &job_run.attempt {
@@ -177,6 +177,7 @@ impl Core {
                 if let Some(agent) = self.agents.get_mut(&attempt.agent) {
                     agent.held.insert(place);
                 }
+                held.push(place);
             } else if job_run.state == JobRunState::Queued {
                 match job_run.ready_at {
                     Some(at) => self.deadlines.set(Deadline::Backoff(place), at),
@@ -187,6 +188,9 @@ impl Core {
         self.know_run(run);
         for place in queued {
             self.enqueue(place);
+        }
+        for place in held {
+            self.bound(place);
         }
     }
 }

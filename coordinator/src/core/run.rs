@@ -186,6 +186,7 @@ impl Core {
                     None,
                 )));
                 self.tell_cancel(place, agent, reason);
+                self.bound(place);
             }
             None => {
                 job_run.ready_at = None;

@@ -3,13 +3,14 @@
 //! A job run is addressed by its [`Place`]; its id, key and definition stay in the plan. Only an attempt under way
 //! costs an allocation of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason};
+use packrun_protocol::stream::Content;
 use packrun_protocol::time::Timestamp;
 
 use super::change::{AgentRow, AgentState, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
@@ -71,8 +72,8 @@ pub(super) struct Attempt {
     pub(super) agent: AgentId,
     pub(super) assigned_at: Timestamp,
     pub(super) started_at: Option<Timestamp>,
-    /// The files recorded so far.
-    pub(super) artifacts: BTreeSet<RelativePath>,
+    /// The files recorded so far, [`packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX`] at most.
+    pub(super) artifacts: BTreeMap<RelativePath, Content>,
 }
 
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use packrun_protocol::id::{AgentId, AttemptId};
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Health;
 use super::release::{FeedBatch, ToSession};
@@ -37,7 +38,7 @@ pub(super) enum Request {
         agent: AgentId,
         session: SessionId,
         arrival: Arrival,
-        outbox: mpsc::Sender<ToSession>,
+        outbox: Outbox,
         gone: oneshot::Receiver<()>,
     },
     Look(Box<dyn FnOnce(&Core) + Send>),
@@ -106,10 +107,12 @@ impl Handle {
         arrival: Arrival,
     ) -> Result<(Session, Messages), EngineError> {
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) + 1);
-        let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
+        let (sender, messages) = mpsc::channel(OUTBOX_MESSAGES);
+        let closing = CancellationToken::new();
+        let outbox = Outbox { messages: sender, closing: closing.clone() };
         let (alive, gone) = oneshot::channel();
         self.send(Request::Connect { agent, session, arrival, outbox, gone }).await?;
-        let messages = Messages { messages, _alive: alive };
+        let messages = Messages { messages, closing, _alive: alive };
         Ok((Session { engine: self.clone(), agent, id: session }, messages))
     }
 
@@ -168,10 +171,19 @@ impl Handle {
     }
 }
 
+/// The engine's side of a session's [`Messages`].
+#[derive(Debug)]
+pub(super) struct Outbox {
+    pub(super) messages: mpsc::Sender<ToSession>,
+    /// Cancelled when the session is to be closed, also while it is too busy to read its messages.
+    pub(super) closing: CancellationToken,
+}
+
 /// What the engine tells a session. The session is over when this is dropped, however that happens.
 #[derive(Debug)]
 pub struct Messages {
     messages: mpsc::Receiver<ToSession>,
+    closing: CancellationToken,
     _alive: oneshot::Sender<()>,
 }
 
@@ -182,6 +194,13 @@ impl Messages {
     /// No message is lost when the future is dropped.
     pub async fn recv(&mut self) -> Option<ToSession> {
         self.messages.recv().await
+    }
+
+    /// Cancelled once [`ToSession::Close`] is among the messages, though others may come before it: whoever is held
+    /// up by his agent needn't see to those any more.
+    #[must_use]
+    pub fn closing(&self) -> CancellationToken {
+        self.closing.clone()
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::state::Reason;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 
-use super::handle::ReplySender;
+use super::handle::{Outbox, ReplySender};
 use crate::core::change::FeedRow;
 use crate::core::event::{SessionId, Ticket};
 use crate::core::outcome::{CloseReason, Effect, Standing};
@@ -49,7 +49,7 @@ pub enum ToSession {
 #[derive(Debug)]
 pub(super) struct Outboxes {
     replies: BTreeMap<Ticket, ReplySender>,
-    sessions: BTreeMap<SessionId, mpsc::Sender<ToSession>>,
+    sessions: BTreeMap<SessionId, Outbox>,
     feed: broadcast::Sender<Arc<FeedBatch>>,
 }
 
@@ -62,7 +62,7 @@ impl Outboxes {
         self.replies.insert(ticket, reply);
     }
 
-    pub(super) fn open(&mut self, session: SessionId, outbox: mpsc::Sender<ToSession>) {
+    pub(super) fn open(&mut self, session: SessionId, outbox: Outbox) {
         self.sessions.insert(session, outbox);
     }
 
@@ -89,7 +89,9 @@ impl Outboxes {
                 }
                 Effect::CloseSession { session, why, .. } => {
                     self.tell(session, ToSession::Close(why));
-                    self.close(session);
+                    if let Some(outbox) = self.sessions.remove(&session) {
+                        outbox.closing.cancel();
+                    }
                 }
                 Effect::Dispatch { session, assignments, .. } => {
                     self.tell(session, ToSession::Dispatch(assignments));
@@ -107,7 +109,7 @@ impl Outboxes {
     /// A session that doesn't keep up is dropped: its agent connects again and reports anew.
     fn tell(&mut self, session: SessionId, message: ToSession) {
         let Some(outbox) = self.sessions.get(&session) else { return };
-        if outbox.try_send(message).is_err() {
+        if outbox.messages.try_send(message).is_err() {
             tracing::warn!(session = session.0, "a session is gone or does not keep up; it is dropped");
             self.close(session);
         }

@@ -4,7 +4,6 @@
 //! What will never do is refused in words. What may do later stops the stream with a code, and the agent sends the
 //! file again: from where it broke off.
 
-use packrun_protocol::id::AttemptId;
 use packrun_protocol::job::is_own;
 use packrun_protocol::quic::{FrameReader, FrameWriter};
 use packrun_protocol::state::Reason;
@@ -93,11 +92,17 @@ async fn begin(streams: &Streams, upload: &Upload) -> Result<Option<crate::artif
     if is_own(&upload.path) {
         return Err(Refusal::Final(Reason::new("`.packrun` belongs to packrun and is never an artifact")));
     }
+    let (attempt, artifact) = (upload.attempt, artifact(upload));
+    match streams.shared.engine.look(move |core| core.refuses_artifact(attempt, &artifact)).await {
+        Ok(None) => {}
+        Ok(Some(refusal)) => return Err(Refusal::Final(Reason::new(&refusal.to_string()))),
+        Err(_) => return Err(Refusal::Later(CloseCode::Unavailable)),
+    }
     let id = UploadId::new(upload.attempt, upload.path.as_str());
     match streams.shared.artifacts.begin(id, upload.content.digest, upload.content.size).await? {
         Begin::Send(receiving) => Ok(Some(receiving)),
         Begin::Have => {
-            record(streams, upload.attempt, upload.clone()).await?;
+            record(streams, upload).await?;
             Ok(None)
         }
     }
@@ -119,12 +124,15 @@ async fn receive(
         }
     }
     receiving.finish().await?;
-    record(streams, upload.attempt, upload).await
+    record(streams, &upload).await
 }
 
-async fn record(streams: &Streams, attempt: AttemptId, upload: Upload) -> Result<(), Refusal> {
-    let artifact = Artifact { name: upload.name, path: upload.path, content: upload.content };
-    match streams.engine.record_artifact(attempt, artifact).await {
+fn artifact(upload: &Upload) -> Artifact {
+    Artifact { name: upload.name.clone(), path: upload.path.clone(), content: upload.content }
+}
+
+async fn record(streams: &Streams, upload: &Upload) -> Result<(), Refusal> {
+    match streams.engine.record_artifact(upload.attempt, artifact(upload)).await {
         Ok(_) => Ok(()),
         Err(EngineError::Refused(refusal)) => Err(Refusal::Final(Reason::new(&refusal.to_string()))),
         Err(EngineError::Unavailable) => Err(Refusal::Later(CloseCode::Unavailable)),

@@ -4,6 +4,7 @@
 use std::sync::PoisonError;
 
 use packrun_protocol::id::{AgentId, Digest};
+use packrun_protocol::limit;
 use packrun_protocol::quic::{FrameReader, FrameWriter, close};
 use packrun_protocol::state::Reason;
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer};
@@ -29,9 +30,11 @@ pub(super) async fn serve(shared: &Shared, connection: &Connection) {
 async fn exchange(shared: &Shared, connection: &Connection) -> (CloseCode, &'static str) {
     const BROKEN: (CloseCode, &str) = (CloseCode::Protocol, "an enrolment is one request on one stream");
     let Ok((send, receive)) = connection.accept_bi().await else { return BROKEN };
-    let Ok(request) = FrameReader::new(receive).expect::<Enrol>().await else { return BROKEN };
-    let now = shared.clock.now();
-    if !shared.enrolments.lock().unwrap_or_else(PoisonError::into_inner).take(now) {
+    let Ok(request) = FrameReader::new(receive).expect_within::<Enrol>(limit::ENROL_BYTES_MAX).await else {
+        return BROKEN;
+    };
+    let (now, address) = (shared.clock.now(), connection.remote_address().ip());
+    if !shared.enrolments.lock().unwrap_or_else(PoisonError::into_inner).take(address, now) {
         return (CloseCode::Overloaded, "too many enrolments at once; try again");
     }
     let answer = match decide(shared, request).await {

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use packrun_protocol::time::Timestamp;
 
+/// One address gets this part, one in so many, of what all may have at once.
+const SHARES: u32 = 4;
+
 /// Lets `burst` through at once and then one per `interval` (the generic cell rate algorithm).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
@@ -44,11 +47,47 @@ pub(super) enum Refused {
     Crowded,
 }
 
+/// A rate for all, of which one address gets no more than a share. Of addresses that keep below theirs nothing is
+/// remembered, so no more are known than the rate for all lets through.
+#[derive(Debug)]
+pub(super) struct SharedRate {
+    all: Rate,
+    share: Rate,
+    by_address: HashMap<IpAddr, Rate>,
+}
+
+impl SharedRate {
+    /// `per_second` on average, and as many as come in `burst` seconds at once; one address gets a share of it.
+    pub(super) fn new(per_second: u32, burst: Duration) -> Self {
+        let share = Rate::new(per_second.div_ceil(SHARES), burst);
+        Self { all: Rate::new(per_second, burst), share, by_address: HashMap::new() }
+    }
+
+    /// Whether one more of this address may pass now.
+    pub(super) fn take(&mut self, address: IpAddr, now: Timestamp) -> bool {
+        let address = network(address);
+        let mut own = self.by_address.get(&address).copied().unwrap_or(self.share);
+        let passes = own.take(now) && self.all.take(now);
+        if passes {
+            self.by_address.retain(|_, rate| rate.due > now);
+            self.by_address.insert(address, own);
+        }
+        passes
+    }
+}
+
 #[derive(Debug)]
 struct Counts {
     rate: Rate,
     under_way: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, AddressCounts>,
+}
+
+#[derive(Debug, Default)]
+struct AddressCounts {
+    connections: usize,
+    /// Of these, those that are still shaking hands.
+    under_way: usize,
 }
 
 /// Counts connections. Clones share it.
@@ -69,21 +108,26 @@ impl Gate {
     pub(super) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
         let address = network(address);
         let mut counts = self.counts();
-        if counts.by_address.get(&address).is_some_and(|count| *count >= self.per_address_max) {
+        let (connections, under_way) =
+            counts.by_address.get(&address).map_or((0, 0), |own| (own.connections, own.under_way));
+        if connections >= self.per_address_max {
             return Err(Refused::Crowded);
         }
-        if counts.under_way >= self.under_way_max || !counts.rate.take(now) {
+        let share = self.under_way_max.div_ceil(SHARES as usize);
+        if under_way >= share || counts.under_way >= self.under_way_max || !counts.rate.take(now) {
             return Err(Refused::Busy);
         }
         counts.under_way += 1;
-        *counts.by_address.entry(address).or_default() += 1;
+        let own = counts.by_address.entry(address).or_default();
+        own.connections += 1;
+        own.under_way += 1;
         Ok(Place { gate: self.clone(), address, shaking_hands: true })
     }
 
     /// How many connections there are, and how many of them are still shaking hands.
     pub(super) fn count(&self) -> (usize, usize) {
         let counts = self.counts();
-        (counts.by_address.values().sum(), counts.under_way)
+        (counts.by_address.values().map(|own| own.connections).sum(), counts.under_way)
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -105,6 +149,9 @@ impl Place {
         if std::mem::take(&mut self.shaking_hands) {
             let mut counts = self.gate.counts();
             counts.under_way = counts.under_way.saturating_sub(1);
+            if let Some(own) = counts.by_address.get_mut(&self.address) {
+                own.under_way = own.under_way.saturating_sub(1);
+            }
         }
     }
 }
@@ -113,9 +160,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.settle();
         let mut counts = self.gate.counts();
-        if let Some(count) = counts.by_address.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(own) = counts.by_address.get_mut(&self.address) {
+            own.connections = own.connections.saturating_sub(1);
+            if own.connections == 0 {
                 counts.by_address.remove(&self.address);
             }
         }
@@ -176,6 +223,21 @@ mod tests {
         let _place = gate.enter(address("2001:db8::1"), NOW).unwrap();
         assert_eq!(gate.enter(address("2001:db8::ffff:2"), NOW).unwrap_err(), Refused::Crowded);
         gate.enter(address("2001:db8:0:1::1"), NOW).unwrap();
+    }
+
+    #[test]
+    fn one_address_leaves_handshakes_and_enrolments_to_others() {
+        let gate = gate(8, 100);
+        let mine: Vec<_> =
+            std::iter::from_fn(|| gate.enter(address("192.0.2.1"), NOW).ok()).take(8).collect();
+        assert_eq!(mine.len(), 2);
+        let _other = gate.enter(address("192.0.2.2"), NOW).unwrap();
+
+        let mut rate = SharedRate::new(8, Duration::from_secs(1));
+        let taken = |rate: &mut SharedRate, from| (0..8).filter(|_| rate.take(address(from), NOW)).count();
+        assert_eq!((taken(&mut rate, "192.0.2.1"), taken(&mut rate, "192.0.2.2")), (2, 2));
+        assert!(rate.take(address("192.0.2.3"), NOW + Duration::from_secs(3600)));
+        assert_eq!(rate.by_address.len(), 1, "the others are forgotten");
     }
 
     #[test]

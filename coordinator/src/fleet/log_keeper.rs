@@ -1,15 +1,16 @@
 //! Keeps the logs of attempts that ended without their agent (lost, revoked, cancelled while away), and closes the
 //! logs of pack runs that have ended.
 //!
-//! It follows what is committed, and looks at a pack run whenever something in it ended that way; when it fell
-//! behind, and at start, at all of them. Whatever it does may be done twice.
+//! It follows what is committed, and looks at the attempts that ended that way, at all of a pack run when that has
+//! ended, and at all of all of them at start and when it fell behind. Whatever it does may be done twice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use packrun_protocol::id::{AttemptId, PackRunId};
+use packrun_protocol::id::{AttemptId, AttemptNumber, PackRunId};
+use packrun_protocol::name::JobKey;
 use packrun_protocol::state::JobRunState;
 use packrun_protocol::time::{ClockOffset, Timestamp};
 use thiserror::Error;
@@ -45,12 +46,20 @@ enum KeepError {
     Thread(#[from] tokio::task::JoinError),
 }
 
+/// What of a pack run to look at.
+#[derive(Debug)]
+enum Part {
+    All,
+    /// These attempts of job runs.
+    Attempts(Vec<(JobKey, AttemptNumber)>),
+}
+
 /// Works until the engine takes no more commands.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut feed = shared.engine.follow();
     let mut all = true;
     loop {
-        let mut runs = BTreeSet::new();
+        let mut runs = BTreeMap::new();
         if all {
             match every_run(&shared).await {
                 Ok(found) => runs = found,
@@ -68,7 +77,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 batch = feed.recv() => batch,
             };
             match batch {
-                Ok(batch) => runs.extend(batch.iter().filter(|row| concerns(row)).map(|row| row.pack_run)),
+                Ok(batch) => batch.iter().for_each(|row| note(&mut runs, row)),
                 Err(RecvError::Lagged(_)) => {
                     all = true;
                     continue;
@@ -77,8 +86,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         all = false;
-        for run in runs {
-            match keep(&shared, run).await {
+        for (run, part) in runs {
+            match keep(&shared, run, part).await {
                 Ok(()) => {}
                 Err(KeepError::Engine(EngineError::Unavailable) | KeepError::Log(AppendError::Closed)) => {
                     return;
@@ -100,30 +109,48 @@ async fn pause(shared: &Shared) -> bool {
     tokio::time::timeout(AGAIN, shared.stop.cancelled()).await.is_err()
 }
 
-/// Whether a change may have left a log open whose attempt is over.
-fn concerns(row: &FeedRow) -> bool {
+/// Notes what a change makes worth a look: an attempt that may be over with its log open, or a pack run's end.
+fn note(runs: &mut BTreeMap<PackRunId, Part>, row: &FeedRow) {
     match &row.entry {
-        FeedEntry::Artifact { .. } => false,
-        FeedEntry::JobRun { state, attempt, .. } => {
-            attempt.is_some()
-                && matches!(state, JobRunState::Queued | JobRunState::Lost | JobRunState::Canceled)
+        FeedEntry::JobRun {
+            key,
+            state: JobRunState::Queued | JobRunState::Lost | JobRunState::Canceled,
+            attempt: Some(attempt),
+            ..
+        } => {
+            let part = runs.entry(row.pack_run).or_insert_with(|| Part::Attempts(Vec::new()));
+            if let Part::Attempts(attempts) = part {
+                attempts.push((key.clone(), *attempt));
+            }
         }
-        FeedEntry::PackRun(state) => state.is_terminal(),
+        FeedEntry::PackRun(state) if state.is_terminal() => {
+            runs.insert(row.pack_run, Part::All);
+        }
+        FeedEntry::Artifact { .. } | FeedEntry::JobRun { .. } | FeedEntry::PackRun(_) => {}
     }
 }
 
-async fn every_run(shared: &Shared) -> Result<BTreeSet<PackRunId>, KeepError> {
-    let mut runs: BTreeSet<_> = shared.logs.open_runs().into_iter().collect();
+async fn every_run(shared: &Shared) -> Result<BTreeMap<PackRunId, Part>, KeepError> {
+    let mut runs: BTreeMap<_, _> = shared.logs.open_runs().into_iter().map(|run| (run, Part::All)).collect();
     let open = read(shared, |reader| reader.all_open_logs()).await?;
-    runs.extend(open.into_iter().map(|(run, _)| run));
+    runs.extend(open.into_iter().map(|(run, _)| (run, Part::All)));
     Ok(runs)
 }
 
-/// Keeps the logs of a pack run's attempts that are over, and closes the run's if it has ended.
-async fn keep(shared: &Shared, run: PackRunId) -> Result<(), KeepError> {
-    // After a restart, attempts are open whose logs were kept before.
-    let unsealed = shared.logs.unsealed(run);
-    let (ended, over) = read(shared, move |reader| over(reader, run, unsealed)).await?;
+/// Keeps the logs of those of a pack run's attempts that are over, and closes the run's if it has ended.
+async fn keep(shared: &Shared, run: PackRunId, part: Part) -> Result<(), KeepError> {
+    let named = match part {
+        Part::All => None,
+        Part::Attempts(named) => find(shared, run, named).await?,
+    };
+    let (ended, over) = match named {
+        Some(named) => (false, read(shared, move |reader| over_of(reader, run, named)).await?),
+        None => {
+            // After a restart, attempts are open whose logs were kept before.
+            let unsealed = shared.logs.unsealed(run);
+            read(shared, move |reader| over(reader, run, unsealed)).await?
+        }
+    };
     let over: Vec<_> = over.into_iter().collect();
     for together in over.chunks(TOGETHER) {
         try_join_all(together.iter().map(|(attempt, kept)| keep_one(shared, run, *attempt, *kept))).await?;
@@ -174,6 +201,40 @@ fn over(
         }
     }
     Ok((ended, over))
+}
+
+/// The ids of attempts of a live pack run; `None` when it has ended, and all of it is to be looked at.
+async fn find(
+    shared: &Shared,
+    run: PackRunId,
+    named: Vec<(JobKey, AttemptNumber)>,
+) -> Result<Option<Vec<AttemptId>>, KeepError> {
+    let Some(plan) = shared.engine.look(move |core| core.plan(run)).await? else { return Ok(None) };
+    let mut numbers: HashMap<JobKey, Vec<AttemptNumber>> = HashMap::new();
+    for (key, number) in named {
+        numbers.entry(key).or_default().push(number);
+    }
+    let found = plan.job_runs().flat_map(|planned| {
+        let numbers = numbers.get(&planned.key).map_or(&[][..], Vec::as_slice);
+        numbers.iter().map(|number| AttemptId { job_run: planned.id, number: *number })
+    });
+    Ok(Some(found.collect()))
+}
+
+/// Those of these attempts that are over and whose logs are not kept.
+fn over_of(
+    reader: &Reader,
+    run: PackRunId,
+    named: Vec<AttemptId>,
+) -> Result<BTreeMap<AttemptId, bool>, StoreError> {
+    let mut over = BTreeMap::new();
+    for attempt in named {
+        let ended = reader.attempt(attempt)?.is_some_and(|row| row.ended_at.is_some());
+        if ended && reader.has_open_log(run, attempt)? {
+            over.insert(attempt, false);
+        }
+    }
+    Ok(over)
 }
 
 /// Reads what is committed, where that may wait for the disk.

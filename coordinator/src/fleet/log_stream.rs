@@ -1,8 +1,11 @@
 //! One log stream: blocks of one attempt, raw behind the header, each taken by the log before the next is read, so
 //! that a log that is behind slows the jobs that write it and nobody else.
 //!
-//! What is no block of the attempt ends the connection. What the log can't take now stops the stream, and the agent
-//! opens another at the entry that was acknowledged last.
+//! What is no block of the attempt ends the connection. What the disk doesn't take waits here until it does: a sender
+//! that has finished the stream hears of no failure, and would never send it again. What the log can't take for any
+//! other reason ends the session, and in the next one the agent sends from the entry that was acknowledged last.
+
+use std::time::Duration;
 
 use bytes::BytesMut;
 use packrun_protocol::block::Block;
@@ -13,6 +16,10 @@ use packrun_protocol::stream::CloseCode;
 use super::session::{Ask, Streams};
 use crate::engine::EngineError;
 use crate::logs::AppendError;
+
+/// How long to wait before a block that the disk did not take is tried again.
+const AGAIN_FIRST: Duration = Duration::from_millis(100);
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// Serves the log stream of `attempt`; an error is the code to stop it with.
 pub(super) async fn serve(
@@ -40,13 +47,12 @@ async fn copy(streams: &Streams, reader: &mut FrameReader, attempt: AttemptId) -
                     EngineError::Unavailable => CloseCode::Unavailable,
                 })?;
             }
-            let _turn = streams.append_turn().await?;
-            streams.shared.logs.append(block).await.map_err(|error| refused(attempt, &error))?;
+            append(streams, attempt, block).await?;
         }
         match reader.raw().await {
             Ok(Some(bytes)) => buffer.extend_from_slice(&bytes),
-            // What is left of a block comes again: it was not acknowledged.
-            Ok(None) => return Ok(()),
+            Ok(None) if buffer.is_empty() => return Ok(()),
+            Ok(None) => return Err(fail(streams, attempt, "it ended inside a block").await),
             Err(_) => return Err(CloseCode::Done),
         }
     }
@@ -68,13 +74,30 @@ async fn next(
     Err(CloseCode::Protocol)
 }
 
-fn refused(attempt: AttemptId, error: &AppendError) -> CloseCode {
-    tracing::debug!(%attempt, %error, "a log stream is stopped");
-    match error {
-        AppendError::Closed => CloseCode::ShuttingDown,
-        AppendError::NotOpen(_) | AppendError::Sealed(_) => CloseCode::Fenced,
-        AppendError::Gap { .. } | AppendError::Overlap { .. } | AppendError::Write { .. } => {
-            CloseCode::Unavailable
+/// Has the log take a block, as soon as its disk can.
+async fn append(streams: &Streams, attempt: AttemptId, block: Block) -> Result<(), CloseCode> {
+    let mut pause = AGAIN_FIRST;
+    loop {
+        let turn = streams.append_turn().await?;
+        let Err(error) = streams.shared.logs.append(block.clone()).await else { return Ok(()) };
+        drop(turn);
+        match error {
+            AppendError::Write { .. } => {
+                tracing::debug!(%attempt, %error, "a block waits for the disk");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_MAX);
+            }
+            AppendError::Closed => return Err(CloseCode::ShuttingDown),
+            AppendError::NotOpen(_) | AppendError::Sealed(_) => return Err(CloseCode::Fenced),
+            AppendError::Gap { .. } | AppendError::Overlap { .. } => {
+                return Err(fail(streams, attempt, &error.to_string()).await);
+            }
         }
     }
+}
+
+/// Ends the session, so that the next one sends what is missing: the stream may be finished at its sender's.
+async fn fail(streams: &Streams, attempt: AttemptId, why: &str) -> CloseCode {
+    streams.say(Ask::Trouble(format!("the log stream of {attempt} failed: {why}"))).await;
+    CloseCode::Unavailable
 }

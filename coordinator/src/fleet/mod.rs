@@ -56,7 +56,7 @@ use crate::engine::{EngineError, Handle};
 use crate::logs::LogStore;
 use accept::Acceptor;
 use admission::Revoked;
-use gate::{Gate, Rate};
+use gate::{Gate, Rate, SharedRate};
 use seats::Seats;
 
 /// How long what is under way gets to end when the fleet stops.
@@ -96,11 +96,11 @@ impl Settings {
 pub struct Limits {
     /// Connections of one address (of IPv6: one /64).
     pub connections_per_address: usize,
-    /// Handshakes that may be under way at once.
+    /// Handshakes that may be under way at once, a quarter of them of one address.
     pub handshakes_under_way: usize,
     /// Handshakes begun a second; twice as many may come at once.
     pub handshakes_per_second: u32,
-    /// Enrolments tried a second; ten times as many may come at once.
+    /// Enrolments tried a second; ten times as many may come at once. A quarter of that of one address.
     pub enrolments_per_second: u32,
     /// Time for a handshake, and for a peer's first words on a connection or a stream.
     pub greeting: Duration,
@@ -189,7 +189,7 @@ struct Shared {
     epoch: Epoch,
     lease: Duration,
     gate: Gate,
-    enrolments: std::sync::Mutex<Rate>,
+    enrolments: std::sync::Mutex<SharedRate>,
     revoked: Arc<Revoked>,
     seats: Seats,
     leadership: watch::Sender<Leadership>,
@@ -248,7 +248,7 @@ pub async fn start(
     let handshakes = Rate::new(limits.handshakes_per_second, Duration::from_secs(2));
     let shared = Arc::new(Shared {
         gate: Gate::new(handshakes, limits.handshakes_under_way, limits.connections_per_address),
-        enrolments: Rate::new(limits.enrolments_per_second, Duration::from_secs(10)).into(),
+        enrolments: SharedRate::new(limits.enrolments_per_second, Duration::from_secs(10)).into(),
         revoked: Arc::new(revoked),
         seats: Seats::default(),
         leadership: watch::Sender::new(Leadership::Leads),

@@ -36,7 +36,7 @@ use super::Shared;
 use super::gate::Rate;
 use super::seats::Seat;
 use crate::core::outcome::CloseReason;
-use crate::engine::{self, EngineError, Messages};
+use crate::engine::{self, EngineError, Messages, ToSession};
 use held::Held;
 use tell::Teller;
 
@@ -55,6 +55,9 @@ const CHATTER_BURST: Duration = Duration::from_secs(8);
 
 /// How long a good-bye gets to arrive.
 const PART_TIME: Duration = Duration::from_secs(1);
+
+/// Said of a session that the engine has dropped.
+const UNKEPT: &str = "the engine stopped, or the agent did not keep up";
 
 /// Why a session ends.
 #[derive(Debug)]
@@ -159,12 +162,27 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
 impl Session {
     /// Works until the session ends. What interrupts it may leave half a frame on the control stream.
     async fn run(&mut self, seat: &Seat) -> Parting {
-        let shared = self.shared.clone();
+        let (shared, closing) = (self.shared.clone(), self.messages.closing());
         tokio::select! {
+            // It knows best why it ends, if it isn't held up by an agent that takes nothing.
+            biased;
             parting = self.work() => parting,
+            () = closing.cancelled() => self.closed().await,
+            () = stopped(&shared) => Parting::closed(CloseCode::ShuttingDown, "the coordinator stops"),
             () = seat.wanted() => CloseReason::Superseded.into(),
             () = shared.stepped_down() => {
                 Parting::closed(CloseCode::Unavailable, "this coordinator has stepped down")
+            }
+        }
+    }
+
+    /// Why the engine closes the session.
+    async fn closed(&mut self) -> Parting {
+        loop {
+            match self.messages.recv().await {
+                Some(ToSession::Close(why)) => return greet::turned_away(&self.shared, self.agent, why),
+                Some(_) => {}
+                None => return Parting::closed(CloseCode::Unavailable, UNKEPT),
             }
         }
     }
@@ -186,8 +204,7 @@ impl Session {
         tokio::select! {
             () = self.shared.stop.cancelled() => Err(Parting::Stopping),
             message = self.messages.recv() => {
-                let unkept = "the engine stopped, or the agent did not keep up";
-                let message = message.ok_or_else(|| Parting::closed(CloseCode::Unavailable, unkept))?;
+                let message = message.ok_or_else(|| Parting::closed(CloseCode::Unavailable, UNKEPT))?;
                 self.tell(message).await?;
                 for _ in 0..BURST {
                     let Some(Some(message)) = self.messages.recv().now_or_never() else { break };
@@ -241,6 +258,12 @@ impl Session {
             self.teller.finish(PART_TIME).await;
         }
     }
+}
+
+/// Returns when the coordinator has been stopping for so long that a session should have noticed.
+async fn stopped(shared: &Shared) {
+    shared.stop.cancelled().await;
+    tokio::time::sleep(PART_TIME).await;
 }
 
 async fn until(due: Option<Instant>) {

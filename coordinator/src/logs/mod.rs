@@ -62,7 +62,7 @@ pub use writer::Health;
 use index::Runs;
 use merge::MergeKey;
 use segment::{Disk, RealDisk};
-use writer::{Appender, Command, Syncer};
+use writer::{Appender, Command, Syncer, SyncerEnd};
 
 /// Batches that may wait for a sync. A disk that is further behind than this (1 GiB when all of them are full)
 /// makes the appender wait.
@@ -133,11 +133,13 @@ impl LogStore {
         let (health, health_seen) = watch::channel(Health::default());
         let (commands, queue) = mpsc::channel(config.queue_blocks.max(1));
         let (notes, unsynced) = std::sync::mpsc::sync_channel(UNSYNCED_BATCHES_MAX);
+        let syncer_end = SyncerEnd(commands.downgrade());
         let syncer = Syncer {
             dir: shared_dir.clone(),
             disk: disk.clone(),
             runs: runs.clone(),
             checkpoint,
+            looked: checkpoint,
             durable,
             health: health.clone(),
             dirty: BTreeMap::new(),
@@ -145,7 +147,11 @@ impl LogStore {
             named: end.segment,
             distrusted: None,
         };
-        let syncer = spawn("log-syncer", move || syncer.run(unsynced)).map_err(refused)?;
+        let syncer = spawn("log-syncer", move || {
+            let _end = syncer_end;
+            syncer.run(unsynced);
+        })
+        .map_err(refused)?;
         let appender = Appender {
             dir: shared_dir.clone(),
             segment_bytes: config.segment_bytes,
@@ -156,6 +162,7 @@ impl LogStore {
             health,
             notes,
             syncer,
+            alone: false,
         };
         spawn("log-appender", move || appender.run(queue)).map_err(refused)?;
         let (durable, health) = (durable_seen, health_seen);
@@ -338,4 +345,4 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHan
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

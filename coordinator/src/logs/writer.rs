@@ -60,6 +60,8 @@ pub(super) enum Command {
         now: Timestamp,
         reply: oneshot::Sender<Timestamp>,
     },
+    /// The syncer is gone.
+    SyncerEnded,
 }
 
 /// Where the next record goes.
@@ -89,9 +91,11 @@ pub(super) struct Appender {
     pub(super) tail: Tail,
     pub(super) durable: watch::Receiver<Position>,
     pub(super) health: watch::Sender<Health>,
-    /// A syncer that is gone acknowledges nothing, which is all it could do: what can't be sent is dropped.
+    /// A syncer that is gone has said so: what can't be sent is dropped.
     pub(super) notes: SyncSender<Note>,
     pub(super) syncer: JoinHandle<()>,
+    /// Whether the syncer has ended before its time.
+    pub(super) alone: bool,
 }
 
 impl Appender {
@@ -101,6 +105,11 @@ impl Appender {
         while closing.is_none() {
             let Some(first) = commands.blocking_recv() else { break };
             closing = self.serve(first, &mut commands);
+            if self.alone {
+                // Nothing would ever be acknowledged: whoever waits for that is told that the store is closed.
+                tracing::error!("the thread that syncs the logs has ended; restart the coordinator");
+                break;
+            }
         }
         drop(commands);
         drop(self.notes);
@@ -139,9 +148,10 @@ impl Appender {
                     Ok(()) => sealed.push((attempt, reply)),
                     Err(refused) => drop(reply.send(Err(refused))),
                 },
+                Command::SyncerEnded => self.alone = true,
                 Command::Settle { pack_run, away, now, reply } => settled.push((pack_run, away, now, reply)),
             }
-            let full = closing.is_some() || batch.bytes() >= BATCH_BYTES_MAX;
+            let full = closing.is_some() || self.alone || batch.bytes() >= BATCH_BYTES_MAX;
             next = if full { None } else { commands.try_recv().ok() };
         }
         let outcome = self.write(batch);
@@ -220,12 +230,26 @@ fn report<T>(
     });
 }
 
+/// Tells the appender when the syncer ends, also by a panic.
+pub(super) struct SyncerEnd(pub(super) mpsc::WeakSender<Command>);
+
+impl Drop for SyncerEnd {
+    fn drop(&mut self) {
+        if let Some(commands) = self.0.upgrade() {
+            // An appender that has ended needn't know.
+            let _ = commands.blocking_send(Command::SyncerEnded);
+        }
+    }
+}
+
 pub(super) struct Syncer {
     pub(super) dir: Arc<PathBuf>,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) runs: Arc<Runs>,
     /// The checkpoint in the folder.
     pub(super) checkpoint: Position,
+    /// How far the log was on disk when a place for the next was last looked for, which costs a look at each run.
+    pub(super) looked: Position,
     pub(super) durable: watch::Sender<Position>,
     pub(super) health: watch::Sender<Health>,
     /// Segments with bytes that are not on disk, and up to where those are written.
@@ -252,6 +276,7 @@ impl Syncer {
         }
         let synced = self.sync();
         report(&self.health, |health| &mut health.sync, &synced);
+        self.looked = self.checkpoint;
         self.keep_checkpoint(1);
     }
 
@@ -291,10 +316,16 @@ impl Syncer {
     /// Keeps a checkpoint that is `step` bytes further than the last, or in a later segment. When it can't be
     /// kept, more will be read at the next start.
     fn keep_checkpoint(&mut self, step: u64) {
+        let is_far = |at: Position, last: Position| {
+            at.segment > last.segment || at > last && at.offset >= last.offset.saturating_add(step)
+        };
         let durable = *self.durable.borrow();
-        let (at, last) = (self.runs.checkpoint(durable), self.checkpoint);
-        let far = at.segment > last.segment || at.offset >= last.offset.saturating_add(step);
-        if at > last && far && checkpoint::keep(&self.dir, at).is_ok() {
+        if !is_far(durable, self.looked) {
+            return;
+        }
+        self.looked = durable;
+        let at = self.runs.checkpoint(durable);
+        if is_far(at, self.checkpoint) && checkpoint::keep(&self.dir, at).is_ok() {
             self.checkpoint = at;
         }
     }

@@ -236,6 +236,12 @@ impl Reader {
         attempts.map(|found| Ok(found?.1)).collect()
     }
 
+    /// Whether an attempt of this pack run is among [`Reader::open_logs`].
+    pub fn has_open_log(&self, run: PackRunId, attempt: AttemptId) -> Result<bool, StoreError> {
+        let (job_run, number) = attempt_key(attempt);
+        Ok(self.value(OPEN_LOGS, (run.to_bytes(), job_run, number))?.is_some())
+    }
+
     /// All attempts whose logs are open, with their pack runs.
     pub fn all_open_logs(&self) -> Result<Vec<(PackRunId, AttemptId)>, StoreError> {
         let table = self.read.open_table(OPEN_LOGS).map_err(failed)?;

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::codec::EncodeError;
 use crate::frame::{self, FrameError};
+use crate::limit;
 
 /// Most bytes taken from a stream at once.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -60,8 +61,12 @@ impl FrameReader {
     /// # Errors
     /// When the stream is lost, ends inside a frame, or carries no `T`.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ReadError> {
+        self.next_within(limit::FRAME_BYTES_MAX).await
+    }
+
+    async fn next_within<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, ReadError> {
         loop {
-            if let Some(message) = frame::read(&mut self.buffer)? {
+            if let Some(message) = frame::read_within(&mut self.buffer, limit)? {
                 return Ok(Some(message));
             }
             if self.buffer.is_empty() && self.buffer.capacity() > CHUNK_BYTES {
@@ -85,6 +90,18 @@ impl FrameReader {
     /// As [`FrameReader::next`], and when the stream was finished.
     pub async fn expect<T: DeserializeOwned>(&mut self) -> Result<T, ReadError> {
         self.next().await?.ok_or(ReadError::Ended)
+    }
+
+    /// The next message, which has to come and to have no more than `limit` bytes: so much of it is kept at most
+    /// while the rest doesn't come.
+    ///
+    /// # Cancel safety
+    /// As [`FrameReader::next`].
+    ///
+    /// # Errors
+    /// As [`FrameReader::expect`], and when the frame announces more.
+    pub async fn expect_within<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, ReadError> {
+        self.next_within(limit).await?.ok_or(ReadError::Ended)
     }
 
     /// The raw bytes behind the frames read so far: first what was buffered, then the stream as it comes; `None`

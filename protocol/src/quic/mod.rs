@@ -2,7 +2,8 @@
 //! of frames. The only room of this crate that knows quinn, rustls and tokio.
 //!
 //! Invariants: no session is ever resumed, since that would skip the look at revocations; no data is sent before
-//! the handshake is done; a joining agent believes only the CA whose fingerprint its token carries.
+//! the handshake is done; a joining agent believes only the CA whose fingerprint its token carries; a peer can make
+//! the coordinator hold no more than a frame before it was let in.
 
 mod framed;
 mod tls;
@@ -35,6 +36,12 @@ const STREAM_WINDOW: u32 = 4 << 20;
 /// Bytes that all streams of a connection may have on the way unread: what a peer can make this side hold.
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
+/// The same for a peer that was not let in yet: a request to enrol, or a Hello.
+const STRANGER_WINDOW: u32 = 1 << 20;
+
+/// Bidirectional streams of a peer that was not let in yet: its request, or control.
+const STRANGER_STREAMS: u32 = 1;
+
 /// Bytes that this side keeps until they are acknowledged.
 const SEND_WINDOW: u64 = 32 << 20;
 
@@ -43,8 +50,8 @@ const BIDI_STREAMS: u32 = 256;
 
 const _: () = assert!(STREAM_WINDOW as usize >= 2 * limit::FRAME_BYTES_MAX, "any frame fits twice");
 
-/// What both sides allow the other, which opens at most so many streams.
-fn transport(bidi_streams: u32, uni_streams: u32) -> TransportConfig {
+/// What both sides allow the other, which opens at most so many bidirectional streams, and no others.
+fn transport(bidi_streams: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
@@ -52,18 +59,28 @@ fn transport(bidi_streams: u32, uni_streams: u32) -> TransportConfig {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(bidi_streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(uni_streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     transport
 }
 
+/// What anybody is allowed who completes a handshake, until [`let_in`].
 fn coordinator_transport() -> Arc<TransportConfig> {
-    Arc::new(transport(BIDI_STREAMS, limit::SLOTS_MAX))
+    let mut transport = transport(STRANGER_STREAMS);
+    transport.receive_window(VarInt::from_u32(STRANGER_WINDOW));
+    Arc::new(transport)
+}
+
+/// Allows the peer what an agent needs for its work: streams for its logs and files, and windows to fill them.
+pub fn let_in(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(BIDI_STREAMS));
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(limit::SLOTS_MAX));
 }
 
 /// The agent opens all streams: the coordinator may open none.
 fn agent_transport() -> Arc<TransportConfig> {
-    let mut transport = transport(0, 0);
+    let mut transport = transport(0);
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     Arc::new(transport)
 }

@@ -159,13 +159,20 @@ async fn a_connection_of_an_agent_without_a_certificate_is_nobodys() {
     assert_eq!(peer, None);
 }
 
-/// A stream of an enrolled agent, both ends.
-async fn stream(server: &Server) -> (FrameWriter, FrameReader, (Connection, Connection, Endpoint)) {
+/// A connection of an enrolled agent, both ends.
+async fn connect(server: &Server) -> (Connection, Connection, Endpoint) {
     let config = member(&enrolled(&server.ca, AgentId::generate()), &server.ca);
     let client = Endpoint::client(LOOPBACK).unwrap();
     let connecting = client.connect_with(config, server.address, COORDINATOR_NAME).unwrap();
     let accepting = async { server.endpoint.accept().await.unwrap().await.unwrap() };
     let (ours, theirs) = tokio::join!(async { connecting.await.unwrap() }, accepting);
+    (ours, theirs, client)
+}
+
+/// A stream of an enrolled agent, both ends.
+async fn stream(server: &Server) -> (FrameWriter, FrameReader, (Connection, Connection, Endpoint)) {
+    let (ours, theirs, client) = connect(server).await;
+    let_in(&theirs);
     let mut send = ours.open_uni().await.unwrap();
     send.write_all(&[]).await.unwrap();
     let mut writer = FrameWriter::new(send);
@@ -220,6 +227,27 @@ async fn a_frame_over_the_limit_ends_the_stream_before_it_is_read() {
     let (mut writer, mut reader, _kept) = stream(&server).await;
     writer.stream().write_all(&u32::MAX.to_le_bytes()).await.unwrap();
     assert!(matches!(reader.next::<String>().await, Err(ReadError::Frame(_))));
+}
+
+/// Whether the other side has to allow this first.
+fn waits<T>(work: impl Future<Output = T>) -> bool {
+    std::pin::pin!(work).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending()
+}
+
+#[tokio::test]
+async fn a_peer_has_one_stream_and_a_small_window_until_it_is_let_in() {
+    let server = serve();
+    let (ours, theirs, _client) = connect(&server).await;
+    let (mut send, _receive) = ours.open_bi().await.unwrap();
+    assert!(waits(ours.open_uni()) && waits(ours.open_bi()));
+    let all = vec![0; 2 * STRANGER_WINDOW as usize];
+    let written = send.write(&all).await.unwrap();
+    assert!(written <= STRANGER_WINDOW as usize, "{written} bytes");
+    assert!(waits(send.write(&all[written..])));
+    let_in(&theirs);
+    send.write_all(&all[written..]).await.unwrap();
+    ours.open_uni().await.unwrap();
+    ours.open_bi().await.unwrap();
 }
 
 fn frame_of(text: &str) -> Vec<u8> {

@@ -101,6 +101,7 @@ pub(super) struct JobSpec {
     pub(super) backoff: u64,
     pub(super) width: u32,
     pub(super) requirement: Requirement,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Default for JobSpec {
@@ -113,6 +114,7 @@ impl Default for JobSpec {
             backoff: 0,
             width: 1,
             requirement: Requirement::default(),
+            timeout: None,
         }
     }
 }
@@ -125,14 +127,14 @@ impl JobSpec {
 
 /// The plan of these jobs, called `j0`, `j1` …, its job runs numbered from `first`.
 pub(super) fn plan(first: u32, jobs: &[JobSpec]) -> Arc<Plan> {
-    let definition = Arc::new(Definition {
+    let definition = |timeout| Definition {
         action: Action::Script("true".to_owned()),
         env: Vec::new(),
         workdir: None,
-        timeout: None,
+        timeout,
         artifacts: Vec::new(),
         inputs: Vec::new(),
-    });
+    };
     let mut number = first;
     let planned = jobs.iter().enumerate().map(|(position, job)| PlannedJob {
         name: name(&format!("j{position}")),
@@ -147,7 +149,7 @@ pub(super) fn plan(first: u32, jobs: &[JobSpec]) -> Arc<Plan> {
                     id: job_run_id(number - 1),
                     key: key(position, shard, job.width),
                     requirement: job.requirement.clone(),
-                    definition: Arc::clone(&definition),
+                    definition: Arc::new(definition(job.timeout)),
                 }
             })
             .collect(),

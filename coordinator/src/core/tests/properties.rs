@@ -106,8 +106,10 @@ fn job_spec(position: usize, seed: &JobSpecSeed) -> JobSpec {
         1 if !needs.is_empty() => When::Failure,
         _ => When::Success,
     };
+    let timeout = (wanted % 2 == 0).then_some(Duration::from_secs(30));
     let backoff = if backoff { 40 } else { 0 };
-    JobSpec { needs, when, allow_failure, attempts, backoff, width, requirement: requirement(wanted) }
+    let requirement = requirement(wanted);
+    JobSpec { needs, when, allow_failure, attempts, backoff, width, requirement, timeout }
 }
 
 struct Play {

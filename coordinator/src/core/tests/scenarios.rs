@@ -2,6 +2,7 @@
 
 use packrun_protocol::id::Digest;
 use packrun_protocol::job::Requirement;
+use packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX;
 use packrun_protocol::state::{JobRunState, PackRunState, Verdict};
 
 use super::make::{
@@ -10,8 +11,8 @@ use super::make::{
 use super::scene::{attempt, run, run_state, session, states, world};
 use super::world::World;
 use crate::core::change::FeedEntry;
-use crate::core::event::{Command, Event, Idempotency, LogIndex, Report, Ticket};
-use crate::core::outcome::{Refusal, Reply};
+use crate::core::event::{Artifact, Command, Event, Idempotency, LogIndex, Report, Ticket};
+use crate::core::outcome::{Effect, Refusal, Reply};
 use crate::core::plan::When;
 use crate::core::{Gauges, KEY_MEMORY};
 
@@ -89,6 +90,34 @@ fn a_success_whose_artifacts_did_not_all_arrive_is_a_failure() {
     let row = &world.live.job_runs[&job_run_id(0)];
     assert_eq!(row.state, JobRunState::Failed);
     assert_eq!(row.reason.as_ref().unwrap().as_str(), "its agent left 2 artifacts, but 1 arrived");
+}
+
+#[test]
+fn a_file_with_another_content_or_name_or_beyond_the_most_is_refused() {
+    let (mut world, agent) = world(&[JobSpec::default()]);
+    world.start(agent, attempt(0, 1));
+    let session = session(&world, agent);
+    let keep = |world: &mut World, artifact| {
+        let (ticket, attempt) = (Ticket(7_000), attempt(0, 1));
+        let step = world.report(agent, session, Report::ArtifactCommitted { ticket, attempt, artifact });
+        let [Effect::Reply { reply, .. }] = &step.effects[..] else { panic!("{:?}", step.effects) };
+        reply.clone().map_err(|refusal| (step.changes.len(), refusal))
+    };
+    let refused = |path: &str, why| Err((0, Refusal::Artifact(path.parse().unwrap(), why)));
+    assert_eq!(keep(&mut world, artifact("a")), Ok(Reply::Done));
+    let mut other = artifact("a");
+    other.content.digest = Digest::of(b"y");
+    assert_eq!(keep(&mut world, other), refused("a", "another content came under this path before"));
+    let named = Artifact { name: Some(make::name("out")), ..artifact("b") };
+    assert_eq!(keep(&mut world, named), refused("b", "no artifact rule of its job has this name"));
+    let job_run = &mut world.core.runs.get_mut(&run_id(0)).unwrap().job_runs[0];
+    let kept = &mut job_run.attempt.as_mut().unwrap().artifacts;
+    kept.extend((1..ARTIFACTS_PER_ATTEMPT_MAX).map(|number| {
+        let Artifact { path, content, .. } = artifact(&format!("many/{number}"));
+        (path, content)
+    }));
+    assert_eq!(keep(&mut world, artifact("c")), refused("c", "the attempt has left as many files as it may"));
+    assert_eq!(keep(&mut world, artifact("a")), Ok(Reply::Done), "said again, it is still kept");
 }
 
 #[test]

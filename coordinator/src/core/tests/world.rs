@@ -378,11 +378,11 @@ impl Core {
             })
             .collect();
         lines.extend(self.agents.values().map(|agent| format!("{:?} {:?}", agent.row, agent.held)));
-        let waits = self.deadlines.iter().filter(|(deadline, at)| {
-            let backoff = matches!(deadline, Deadline::Backoff(_));
-            backoff && *at > now
-        });
-        lines.extend(waits.map(|wait| format!("{wait:?}")));
+        lines.extend(self.deadlines.iter().filter_map(|(deadline, at)| match deadline {
+            Deadline::Backoff(_) => (at > now).then(|| format!("{deadline:?} {at:?}")),
+            Deadline::Overdue(_) => Some(format!("{deadline:?}")),
+            Deadline::Key(_) | Deadline::Lease(_) => None,
+        }));
         lines.push(format!("{:?} {:?}", self.packs, self.places));
         lines
     }

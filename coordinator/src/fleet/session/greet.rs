@@ -6,8 +6,9 @@ use std::sync::Arc;
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::{FromAgent, HeldAnswer, Hello, MINOR, ToAgent, Welcome};
 use packrun_protocol::id::{AgentId, AttemptId};
+use packrun_protocol::limit;
 use packrun_protocol::name::Name;
-use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError};
+use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError, let_in};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -94,6 +95,8 @@ pub(super) async fn greet(
         heartbeat: shared.settings.heartbeat,
         attempts,
     }))?;
+    // Its streams may come with the next packet.
+    let_in(connection);
     session.flush().await?;
     let (address, version) = (connection.remote_address(), hello.version.as_str());
     tracing::info!(%agent, %address, version, "an agent connected");
@@ -130,7 +133,7 @@ pub(super) fn turned_away(shared: &Shared, agent: AgentId, why: CloseReason) -> 
 async fn hello(connection: &Connection) -> Result<(Hello, FrameReader, FrameWriter), Parting> {
     let (send, receive) = connection.accept_bi().await.map_err(|_| Parting::Lost)?;
     let mut reader = FrameReader::new(receive);
-    match reader.expect::<StreamHeader>().await.map_err(unheard)? {
+    match reader.expect_within::<StreamHeader>(limit::STREAM_HEADER_BYTES_MAX).await.map_err(unheard)? {
         StreamHeader::Control => {}
         _ => return Err(Parting::broken(&"the first stream has to be the control stream")),
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use packrun_protocol::id::{AttemptId, Digest};
+use packrun_protocol::limit;
 use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 use quinn::{RecvStream, SendStream, VarInt};
@@ -93,7 +94,12 @@ impl Streams {
 
     /// What a new stream is for. A kind that a later version knows is refused, and harms nothing else.
     async fn header(&self, reader: &mut FrameReader) -> Result<StreamHeader, CloseCode> {
-        match within(self.shared.settings.limits.greeting, reader.expect()).await {
+        match within(
+            self.shared.settings.limits.greeting,
+            reader.expect_within(limit::STREAM_HEADER_BYTES_MAX),
+        )
+        .await
+        {
             Some(Ok(header)) => Ok(header),
             Some(Err(ReadError::Frame(_))) => Err(CloseCode::UnknownStream),
             Some(Err(_)) => Err(CloseCode::Protocol),

@@ -144,12 +144,20 @@ async fn what_is_no_block_of_the_attempt_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_gap_in_a_log_stops_its_stream_alone() {
+async fn a_gap_or_half_a_block_in_a_log_ends_the_session_and_the_next_fills_it() {
     let stage = Stage::set().await;
     let (mut link, attempt) = stage.villain_at_work().await;
-    let mut log = link.log(attempt, 5).await;
-    log.stream().write_all(&blocks(attempt, 5..6)).await.unwrap();
-    assert_eq!(stopped(&mut log).await, Some(CloseCode::Unavailable));
+    let mut half = blocks(attempt, 0..1);
+    half.pop();
+    for (what, bytes) in [("a gap", blocks(attempt, 5..6)), ("half a block", half)] {
+        let mut log = link.log(attempt, 0).await;
+        log.stream().write_all(&bytes).await.unwrap();
+        log.stream().finish().unwrap();
+        let (code, reason) = link.closed().await;
+        assert_eq!(code, CloseCode::Unavailable, "{what}: {reason}");
+        let held = vec![HeldAttempt { attempt, phase: HeldPhase::Running(Timestamp::default()) }];
+        link = stage.villain.connect_holding(1, held).await;
+    }
     let mut log = link.log(attempt, 0).await;
     log.stream().write_all(&blocks(attempt, 0..6)).await.unwrap();
     link.acknowledged(attempt, 6).await;
@@ -214,7 +222,7 @@ async fn a_path_out_of_the_workspace_is_no_header() {
 async fn streams_of_unknown_kinds_are_refused_one_by_one() {
     let stage = Stage::set().await;
     let mut link = stage.villain.connect(1).await;
-    for bytes in [&[1, 0, 0, 0, 200][..], &[255; 32][..], &[1, 0, 0, 0, 0][..]] {
+    for bytes in [&[1, 0, 0, 0, 200][..], &[255; 32][..], &[1, 0, 0, 0, 0][..], &[1, 16, 0, 0][..]] {
         let mut stream = link.connection.open_uni().await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let code = stream.stopped().await.unwrap().unwrap();

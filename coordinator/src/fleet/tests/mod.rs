@@ -7,3 +7,4 @@ mod hostile;
 mod scene;
 mod sessions;
 mod transfers;
+mod trouble;

@@ -22,7 +22,8 @@ use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun, Retry, When};
 use crate::core::{Config, Core};
 use crate::engine::{self, Handle};
 use crate::fleet::{self, Fleet, Identity, Limits, Settings};
-use crate::logs::{LogConfig, LogStore, decode_extents};
+use crate::logs::tests::disk::{FailingDisk, open_failing_for};
+use crate::logs::{LogStore, decode_extents};
 use crate::store::Store;
 
 /// Nothing here takes this long, also on a busy machine.
@@ -32,6 +33,8 @@ pub(super) struct Scene {
     pub(super) folder: TempDir,
     pub(super) engine: Handle,
     pub(super) logs: LogStore,
+    /// That of the logs.
+    pub(super) disk: Arc<FailingDisk>,
     pub(super) artifacts: ArtifactStore,
     pub(super) identity: Identity,
     pub(super) clock: Clock,
@@ -126,7 +129,7 @@ impl Scene {
         let live = |run| {
             open.contains(&run) || reader.progress(run).unwrap().is_some_and(|run| !run.state.is_terminal())
         };
-        let (logs, _) = LogStore::open(&path.join("logs"), LogConfig::default(), &live).unwrap();
+        let (disk, logs) = open_failing_for(&path.join("logs"), &live);
         let artifacts = ArtifactStore::open(&path.join("artifacts"), 1 << 30).unwrap();
         let identity = Identity::open(&path.join("ca"), clock).unwrap();
         let engine = engine::start(core, store, acquired, clock);
@@ -134,7 +137,7 @@ impl Scene {
             fleet::start(settings, identity.clone(), engine.clone(), logs.clone(), artifacts.clone(), clock);
         let fleet = started.await.unwrap();
         let address = fleet.local_addr();
-        Self { folder, engine, logs, artifacts, identity, clock, fleet: Some(fleet), address }
+        Self { folder, engine, logs, disk, artifacts, identity, clock, fleet: Some(fleet), address }
     }
 
     /// Stops everything and begins again on the same data.

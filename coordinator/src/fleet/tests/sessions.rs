@@ -259,7 +259,7 @@ async fn a_coordinator_that_is_shown_a_higher_epoch_steps_down() {
 
 #[tokio::test]
 async fn the_log_of_a_lost_attempt_is_kept() {
-    let config = Config { lease: Duration::from_millis(50) };
+    let config = Config { lease: Duration::from_millis(50), ..Config::default() };
     let scene = Scene::open_with(settings(), config).await;
     let agent = scene.enrolled().await;
     let mut link = agent.connect(2).await;
@@ -279,7 +279,7 @@ async fn the_log_of_a_lost_attempt_is_kept() {
 
 #[tokio::test]
 async fn the_log_of_an_attempt_that_was_lost_while_nobody_looked_is_kept_at_the_next_start() {
-    let config = Config { lease: Duration::from_millis(50) };
+    let config = Config { lease: Duration::from_millis(50), ..Config::default() };
     let mut scene = Scene::open().await;
     let mut link = scene.enrolled().await.connect(2).await;
     let run = scene.start(vec![Job { width: 2, ..Job::named("build") }]).await;

@@ -10,9 +10,10 @@ use super::*;
 
 /// The system's disk, but its calls fail when they are told to.
 #[derive(Default)]
-pub(super) struct FailingDisk {
+pub(crate) struct FailingDisk {
     writes: AtomicBool,
     syncs: AtomicBool,
+    panics: AtomicBool,
     allowed_syncs: AtomicU32,
     cuts: AtomicBool,
     written: AtomicU32,
@@ -28,7 +29,7 @@ struct PageCache {
 }
 
 impl FailingDisk {
-    pub(super) fn fail_writes(&self, fail: bool) {
+    pub(crate) fn fail_writes(&self, fail: bool) {
         self.writes.store(fail, Ordering::SeqCst);
     }
 
@@ -79,6 +80,7 @@ impl Disk for FailingDisk {
 
     fn sync(&self, file: &File) -> io::Result<()> {
         self.tried_syncs.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.load(Ordering::SeqCst), "a sync that ends its thread");
         let allowed = self.allowed_syncs.swap(0, Ordering::SeqCst) > 0;
         if self.syncs.load(Ordering::SeqCst) && !allowed {
             self.cache(file, |cache| cache.lost.append(&mut cache.dirty));
@@ -95,6 +97,13 @@ impl Disk for FailingDisk {
         self.cache(file, |cache| cache.dirty.push((length, length)));
         file.set_len(length)
     }
+}
+
+/// A log on a disk that fails when it is told to, in which these runs are live.
+pub(crate) fn open_failing_for(dir: &Path, live: &dyn Fn(PackRunId) -> bool) -> (Arc<FailingDisk>, LogStore) {
+    let disk = Arc::new(FailingDisk::default());
+    let (store, _) = LogStore::open_on(disk.clone(), dir, LogConfig::default(), live).unwrap();
+    (disk, store)
 }
 
 fn open_failing(dir: &Path) -> (Arc<FailingDisk>, LogStore) {
@@ -129,6 +138,17 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
     let (store, recovery) = open(dir.path());
     assert_eq!(recovery, Recovery { blocks: 2, ..Recovery::default() });
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await, expected_texts(attempt(1), 0..4));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_syncer_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, store) = open_failing(dir.path());
+    store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
+    disk.panics.store(true, Ordering::SeqCst);
+    store.append(block(attempt(1), 0, 1)).await.unwrap();
+    assert_eq!(store.seal(attempt(1)).await, Err(AppendError::Closed));
+    assert_eq!(store.append(block(attempt(1), 1, 1)).await, Err(AppendError::Closed));
 }
 
 #[tokio::test]
@@ -185,6 +205,7 @@ fn what_was_written_but_not_noted_when_a_sync_failed_is_written_again() {
         disk: disk.clone(),
         runs: Arc::default(),
         checkpoint: Position::default(),
+        looked: Position::default(),
         durable: watch::Sender::default(),
         health: watch::Sender::default(),
         dirty: BTreeMap::from([(1, (segment.clone(), ends[0]))]),

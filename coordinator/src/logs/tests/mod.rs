@@ -3,7 +3,7 @@
 mod checkpoint;
 mod chronological;
 mod crash;
-mod disk;
+pub(crate) mod disk;
 mod kept;
 mod order;
 mod recovery;
