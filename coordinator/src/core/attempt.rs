@@ -94,26 +94,17 @@ impl Core {
         }
         self.transition(place, Input::Start, None);
         self.record_attempt(place, AttemptState::Running);
-        self.bound(place);
     }
 
-    /// Sets when the current attempt has to have ended, if anything says so.
+    /// Sets when the current attempt has to have ended, once it was canceled. A timeout sets nothing: what its agent
+    /// still has to bring here after it, as a file of many gigabytes, takes as long as it takes.
     pub(super) fn bound(&mut self, place: Place) {
         let Some(run) = self.runs.get(&place.run) else { return };
         let job_run = &run.job_runs[place.index as usize];
-        let Some(attempt) = &job_run.attempt else { return };
         let deadline = Deadline::Overdue(place);
-        let slack = self.config.lease + self.config.overdue;
-        let at = match (attempt.started_at, run.planned(place.index).definition.timeout) {
-            // Nothing that comes puts a cancel off.
-            _ if job_run.canceled => {
-                let at = self.now + slack;
-                self.deadlines.get(deadline).map_or(at, |earlier| earlier.min(at))
-            }
-            (Some(started_at), Some(timeout)) => (started_at.min(self.now) + timeout).max(self.now) + slack,
-            _ => return,
-        };
-        self.deadlines.set(deadline, at);
+        if job_run.canceled && job_run.attempt.is_some() && self.deadlines.get(deadline).is_none() {
+            self.deadlines.set(deadline, self.now + self.config.lease + self.config.overdue);
+        }
     }
 
     /// Takes the current attempt from an agent that did not end it in time.
@@ -122,15 +113,10 @@ impl Core {
         let job_run = &run.job_runs[place.index as usize];
         let (Some(attempt), Some(held)) = (run.attempt_id(place.index), &job_run.attempt) else { return };
         let agent = held.agent;
-        let why = if job_run.canceled {
-            "its agent did not stop it in time after the cancel"
-        } else {
-            "its agent did not end it in time after its timeout"
-        };
         if let Some(session) = self.agents.get(&agent).and_then(|agent| agent.session) {
             self.out.effects.push(Effect::Fence { agent, session, attempt });
         }
-        self.lose(place, why);
+        self.lose(place, "its agent did not stop it in time after the cancel");
     }
 
     /// Why a file is none of a current attempt's artifacts, if it isn't: to be asked before its bytes are taken, too.
@@ -174,7 +160,6 @@ impl Core {
             let key = run.planned(place.index).key.clone();
             let entry = FeedEntry::Artifact { key, attempt: id.number, artifact };
             self.out.changes.push(run.feed(self.now, entry));
-            self.bound(place);
         }
         Ok(Reply::Done)
     }

@@ -62,10 +62,9 @@ pub const KEY_MEMORY: Duration = Duration::from_secs(600);
 pub struct Config {
     /// How long an absent agent keeps its attempts.
     pub lease: Duration,
-    /// How much longer than its job's timeout, counted from its start, an attempt may take to end, or than a cancel;
-    /// the lease comes on top. In it an agent stops the attempt's processes, however unwilling they are, and brings
-    /// the rest of its log and its files here; each file that comes gives it so much time again. Whose agent takes
-    /// longer is lost: it is stuck, though it is connected. Without a timeout, only a cancel bounds an attempt.
+    /// How long an attempt may take to end once it was canceled; the lease comes on top. In it an agent stops the
+    /// attempt's processes, however unwilling they are, and brings the rest of its log here. Whose agent takes longer
+    /// is lost: it is stuck, though it is connected.
     pub overdue: Duration,
 }
 
