@@ -47,6 +47,8 @@ enum Question {
     Blocks { attempt: AttemptId, from: u64, answer: oneshot::Sender<Vec<Block>> },
     /// Which entry of an attempt is not acknowledged.
     Acked(AttemptId, oneshot::Sender<u64>),
+    /// When everything of an attempt before an entry is acknowledged.
+    Safe { attempt: AttemptId, next_seq: u64, answer: oneshot::Sender<()> },
     /// Everything before these entries was acknowledged.
     Ack(Vec<(AttemptId, u64)>),
 }
@@ -73,6 +75,7 @@ impl Reader {
             follower: Follower::new(folder),
             waiting: HashMap::new(),
             acked: HashMap::new(),
+            to_be_acked: HashMap::new(),
             news: VecDeque::new(),
             is_behind: true,
             has_begun: false,
@@ -101,6 +104,16 @@ impl Reader {
         if asked.is_ok() { answered.await.unwrap_or(0) } else { 0 }
     }
 
+    /// Waits until every entry of `attempt` before `next_seq` is acknowledged.
+    ///
+    /// # Errors
+    /// When nobody wants to know any more.
+    pub(super) async fn safe(&self, attempt: AttemptId, next_seq: u64) -> Result<(), Unread> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Question::Safe { attempt, next_seq, answer }).await.map_err(|_| Unread)?;
+        answered.await.map_err(|_| Unread)
+    }
+
     /// Blocks with entries before these are wanted no more.
     pub(super) async fn acknowledge(&self, acks: Vec<(AttemptId, u64)>) {
         // Without a reader there is nothing to forget.
@@ -112,6 +125,7 @@ struct State {
     follower: Follower,
     waiting: HashMap<AttemptId, (u64, oneshot::Sender<Vec<Block>>)>,
     acked: HashMap<AttemptId, u64>,
+    to_be_acked: HashMap<AttemptId, (u64, oneshot::Sender<()>)>,
     news: VecDeque<News>,
     /// Whether there may be more to read.
     is_behind: bool,
@@ -205,6 +219,7 @@ impl State {
                 self.news.push_back(News::Record(record));
                 self.acked.remove(&attempt);
                 self.waiting.remove(&attempt);
+                self.to_be_acked.remove(&attempt);
             }
             record => self.news.push_back(News::Record(record)),
         }
@@ -223,6 +238,13 @@ impl State {
             Question::Acked(attempt, answer) => {
                 let _ = answer.send(self.acked.get(&attempt).copied().unwrap_or(0));
             }
+            Question::Safe { attempt, next_seq, answer } => {
+                if self.to_be_acked.len() >= limit::HELD_ATTEMPTS_MAX {
+                    self.to_be_acked.retain(|_, (_, answer)| !answer.is_closed());
+                }
+                self.to_be_acked.insert(attempt, (next_seq, answer));
+                self.answer_safe(attempt);
+            }
             Question::Ack(acks) => {
                 for (attempt, next_seq) in acks {
                     self.follower.index_mut().acknowledge(attempt, next_seq);
@@ -230,8 +252,19 @@ impl State {
                         let acked = self.acked.entry(attempt).or_default();
                         *acked = next_seq.max(*acked);
                     }
+                    self.answer_safe(attempt);
                 }
             }
+        }
+    }
+
+    /// Answers who waits for acknowledgements of `attempt`, if they have come.
+    fn answer_safe(&mut self, attempt: AttemptId) {
+        let acked = self.acked.get(&attempt).copied().unwrap_or(0);
+        if self.to_be_acked.get(&attempt).is_some_and(|(next_seq, _)| *next_seq <= acked)
+            && let Some((_, answer)) = self.to_be_acked.remove(&attempt)
+        {
+            let _ = answer.send(());
         }
     }
 

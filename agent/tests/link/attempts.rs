@@ -234,3 +234,18 @@ async fn a_log_stream_that_is_stopped_is_opened_again_from_what_is_acknowledged(
     peer.say(ToAgent::Settled(vec![attempt, other])).await;
     agent.stop(Stop::Drain).await;
 }
+
+#[tokio::test]
+async fn a_log_whose_end_is_not_acknowledged_is_sent_again() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let attempt = peer.assign(script("for n in 0 1 2; do echo line $n; done")).await;
+    assert_eq!(peer.ended(attempt).await.entries, 3);
+    // The bytes came, and the coordinator's disk took none of them.
+    assert_eq!(peer.log().await.lines(), numbered(0..3));
+    let again = peer.log().await;
+    assert_eq!((again.attempt, again.lines()), (attempt, numbered(0..3)));
+    peer.say(ToAgent::LogAck(vec![(attempt, 3)])).await;
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    agent.stop(Stop::Drain).await;
+}
