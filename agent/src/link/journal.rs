@@ -13,6 +13,7 @@ use packrun_protocol::block::Block;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::limit;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::spool::{Follower, Phase, Record, SpoolError};
 
@@ -121,6 +122,13 @@ impl Reader {
     }
 }
 
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct State {
     follower: Follower,
     waiting: HashMap<AttemptId, (u64, oneshot::Sender<Vec<Block>>)>,
@@ -145,17 +153,19 @@ impl State {
         news: mpsc::Sender<News>,
         mut grown: watch::Receiver<u64>,
     ) {
+        let mut retry_at: Option<Instant> = None;
         loop {
             // What isn't taken is not read, so the queue of news stays short; nor do questions wait for long.
             for _ in 0..READS_MAX {
-                if !self.is_behind || self.news.len() >= NEWS_MAX {
+                if retry_at.is_some() || !self.is_behind || self.news.len() >= NEWS_MAX {
                     break;
                 }
                 if let Err(error) = self.read() {
                     tracing::error!(error = &error as &dyn std::error::Error, "the journal can't be read");
-                    tokio::time::sleep(RETRY).await;
+                    retry_at = Some(Instant::now() + RETRY);
                 }
             }
+            let reads_on = retry_at.is_none() && self.is_behind && self.news.len() < NEWS_MAX;
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
                 biased;
@@ -166,12 +176,20 @@ impl State {
                     continue;
                 }
                 question = questions.recv() => Turn::Question(question),
-                () = std::future::ready(()), if self.is_behind && self.news.len() < NEWS_MAX => continue,
-                changed = grown.changed(), if !self.is_behind => Turn::Grown(changed.is_ok()),
+                () = std::future::ready(()), if reads_on => continue,
+                () = sleep_until(retry_at), if retry_at.is_some() => {
+                    retry_at = None;
+                    continue;
+                }
+                changed = grown.changed(), if !self.is_behind || retry_at.is_some() => Turn::Grown(changed.is_ok()),
             };
             match turn {
                 Turn::Grown(true) => self.is_behind = true,
-                Turn::Grown(false) | Turn::Question(None) => return self.finish(&news).await,
+                Turn::Grown(false) | Turn::Question(None) => {
+                    // Whoever asks would wait for an answer, and not take the news.
+                    drop(questions);
+                    return self.finish(&news).await;
+                }
                 Turn::Question(Some(question)) => self.answer(question),
             }
         }
@@ -305,5 +323,43 @@ impl State {
             blocks.push(block);
         }
         Ok((!blocks.is_empty() || has_ended).then_some(blocks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use packrun_protocol::id::{AttemptNumber, JobRunId};
+
+    use super::*;
+    use crate::spool::{Journal, JournalConfig};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn attempt(n: u8) -> AttemptId {
+        AttemptId { job_run: JobRunId::from_bytes([n; 16]), number: AttemptNumber::FIRST }
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered_while_the_journal_cannot_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_grown, changes) = watch::channel(0);
+        let (reader, _news) = Reader::start(folder.path().join("none"), changes).unwrap();
+        tokio::time::timeout(PATIENCE, reader.acked(attempt(1))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_ends_holds_nobody_up_who_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), JournalConfig::default()).unwrap();
+        let assigned = |n| Record::Assigned { attempt: attempt((n % 256) as u8), epoch: Epoch(1) };
+        journal.append((0..NEWS_MAX + 50).map(assigned)).unwrap();
+        let (grown, changes) = watch::channel(0);
+        let (reader, mut news) = Reader::start(folder.path().to_owned(), changes).unwrap();
+        drop(grown);
+        // Nobody takes the news meanwhile.
+        for _ in 0..2 * QUESTIONS_MAX {
+            tokio::time::timeout(PATIENCE, reader.acknowledge(Vec::new())).await.unwrap();
+        }
+        while news.recv().await.is_some() {}
     }
 }
