@@ -1,5 +1,6 @@
 //! The agent's identity on disk: `ca.pem`, `agent.pem` and `agent.key.pem`, readable by their owner alone, each
-//! written whole or not at all.
+//! written whole or not at all. `joined` holds the id of the join token that it came from, so that another token
+//! is seen to be one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,13 +10,14 @@ use std::path::{Path, PathBuf};
 use packrun_protocol::bounded::TooLong;
 use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
 use packrun_protocol::control::Pem;
-use packrun_protocol::id::Digest;
+use packrun_protocol::id::{Digest, TokenId};
 use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
 use thiserror::Error;
 
 const CA: &str = "ca.pem";
 const CERTIFICATE: &str = "agent.pem";
 const KEY: &str = "agent.key.pem";
+const JOINED: &str = "joined";
 
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -118,12 +120,23 @@ impl Store {
         Ok(key)
     }
 
-    /// Keeps what a join has brought.
-    pub(super) fn join(&self, ca_pem: &str, identity: Identity) -> Result<Member, IdentityError> {
+    /// Whether the identity came from this token.
+    pub(super) fn is_of(&self, token: TokenId) -> Result<bool, IdentityError> {
+        Ok(self.read(JOINED)?.is_some_and(|joined| joined.trim() == token.to_string()))
+    }
+
+    /// Keeps what a join with `token` has brought.
+    pub(super) fn join(
+        &self,
+        token: TokenId,
+        ca_pem: &str,
+        identity: Identity,
+    ) -> Result<Member, IdentityError> {
         let member = Member::new(&self.folder, ca_pem.to_owned(), identity)?;
         self.write(KEY, &member.identity.key_pem)?;
         self.write(CA, ca_pem)?;
         self.write(CERTIFICATE, &member.identity.certificate_pem)?;
+        self.write(JOINED, &format!("{token}\n"))?;
         Ok(member)
     }
 

@@ -26,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use self::dial::Addresses;
+use self::enrol::EnrolError;
 use self::identity::{Member, Store};
 use self::journal::{News, Reader};
 use self::machine::{Input, Machine, Profile};
@@ -157,7 +158,8 @@ async fn stopped(stop: &mut watch::Receiver<Stop>) {
     }
 }
 
-/// The identity that is there, or a new one.
+/// The identity that is there, or a new one. A token that it didn't come from was given to get another: the
+/// coordinator may not know the agent any more, and says so only to whom it lets in.
 async fn member(
     settings: &LinkSettings,
     store: &Store,
@@ -165,19 +167,23 @@ async fn member(
     clock: Clock,
 ) -> Result<Member, LinkError> {
     let known = store.load()?;
-    let is_valid = |member: &Member| member.certificate.not_after > session::moment(clock).wall;
-    match (known, &settings.join_token) {
-        (Some(member), token)
-            if is_valid(&member) && token.as_ref().is_none_or(|token| token.ca == member.ca) =>
-        {
-            if token.is_some() {
-                tracing::info!("the agent has joined before; the join token is not used");
-            }
+    let was_member = known.is_some();
+    let valid = known.filter(|member| member.certificate.not_after > session::moment(clock).wall);
+    let Some(token) = &settings.join_token else {
+        return valid.ok_or(if was_member { LinkError::Expired } else { LinkError::NotJoined });
+    };
+    let valid = valid.filter(|member| member.ca == token.ca);
+    let Some(member) = valid else { return Ok(enrol::join(addresses, store, token, &settings.name).await?) };
+    if store.is_of(token.id)? {
+        tracing::info!("the agent has joined before; the join token is not used");
+        return Ok(member);
+    }
+    match enrol::join(addresses, store, token, &settings.name).await {
+        Err(EnrolError::Refused(why)) => {
+            tracing::warn!(%why, "the join token is refused; the agent stays who it is");
             Ok(member)
         }
-        (_, Some(token)) => Ok(enrol::join(addresses, store, token, &settings.name).await?),
-        (Some(_), None) => Err(LinkError::Expired),
-        (None, None) => Err(LinkError::NotJoined),
+        joined => Ok(joined?),
     }
 }
 

@@ -57,6 +57,7 @@ pub(crate) struct Fake {
     pub(crate) epoch: Epoch,
     pub(crate) agent: AgentId,
     pub(crate) valid: Duration,
+    pub(crate) token: TokenId,
     secret: JoinSecret,
 }
 
@@ -93,7 +94,8 @@ impl Fake {
         let server = ServerIdentity { identity: &identity, ca_pem: ca.certificate_pem() };
         let endpoint = Endpoint::server(server_config(&server, gate.clone()).unwrap(), LOOPBACK).unwrap();
         let (agent, secret) = (AgentId::generate(), JoinSecret([7; 32]));
-        Self { ca, endpoint, gate, epoch: Epoch(5), agent, valid: VALID, secret }
+        let token = TokenId::from_bytes([3; 16]);
+        Self { ca, endpoint, gate, epoch: Epoch(5), agent, valid: VALID, token, secret }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -101,7 +103,7 @@ impl Fake {
     }
 
     pub(crate) fn token(&self) -> JoinToken {
-        JoinToken { ca: self.ca.fingerprint(), id: TokenId::from_bytes([3; 16]), secret: self.secret }
+        JoinToken { ca: self.ca.fingerprint(), id: self.token, secret: self.secret }
     }
 
     pub(crate) fn config(&self, folder: &TempDir) -> AgentConfig {

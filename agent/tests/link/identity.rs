@@ -7,7 +7,7 @@ use std::time::Duration;
 use packrun_agent::{AgentError, Stop};
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::{FromAgent, HeldAnswer, ToAgent};
-use packrun_protocol::id::Epoch;
+use packrun_protocol::id::{AgentId, Epoch, TokenId};
 use packrun_protocol::stream::CloseCode;
 
 use crate::fake::{Fake, script, start, state, within};
@@ -17,7 +17,7 @@ async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, _peer) = fake.join(&folder).await;
     agent.stop(Stop::Drain).await;
-    for name in ["ca.pem", "agent.pem", "agent.key.pem"] {
+    for name in ["ca.pem", "agent.pem", "agent.key.pem", "joined"] {
         let meta = std::fs::metadata(state(&folder).join("identity").join(name)).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{name}");
     }
@@ -91,6 +91,36 @@ async fn a_revoked_agent_ends() {
     let (refused, error) = tokio::join!(refused, agent.error());
     assert!(refused.is_err() && error.is_not_allowed());
     assert!(words(&error).contains("revoked"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn a_revoked_agent_is_let_in_again_by_a_new_token() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    let words = "the agent was revoked";
+    packrun_protocol::quic::close(&peer.connection, CloseCode::Revoked, words);
+    assert!(agent.error().await.is_not_allowed());
+
+    fake.token = TokenId::from_bytes([4; 16]);
+    fake.agent = AgentId::generate();
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    // The same token makes no second one.
+    let agent = start(fake.config(&folder));
+    fake.meet().await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_other_token_is_refused_stays_who_it_is() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    fake.token = TokenId::from_bytes([4; 16]);
+    let agent = start(fake.config(&folder));
+    fake.enrol(Some("it was used before")).await;
+    fake.meet().await;
+    agent.stop(Stop::Drain).await;
 }
 
 #[tokio::test]
