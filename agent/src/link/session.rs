@@ -61,6 +61,14 @@ pub(super) struct Link {
     works: Works,
 }
 
+/// How the agent is stopping.
+#[derive(Clone, Copy)]
+struct Stopping {
+    stop: Stop,
+    /// When it leaves, whatever is left to say.
+    limit: Option<Instant>,
+}
+
 /// What the loop woke up for.
 enum Turn {
     Line(Signal),
@@ -111,9 +119,9 @@ impl Link {
         let wanted = *stop.borrow_and_update();
         let mut stopping = self.obey(wanted).await;
         let mut is_told = true;
-        while !self.is_done(stopping) {
+        while !self.is_done(&mut stopping) {
             let deadline = self.machine.deadline().map(|deadline| self.clock.instant(deadline).into());
-            let deadline = deadline.into_iter().chain(stopping.and_then(|(_, limit)| limit)).min();
+            let deadline = deadline.into_iter().chain(stopping.and_then(|stopping| stopping.limit)).min();
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
                 changed = stop.changed(), if is_told => match changed {
@@ -168,8 +176,8 @@ impl Link {
         Ok(())
     }
 
-    /// What a stop demands; gives how far it goes and until when it waits.
-    async fn obey(&mut self, stop: Stop) -> Option<(Stop, Option<Instant>)> {
+    /// What a stop demands.
+    async fn obey(&mut self, stop: Stop) -> Option<Stopping> {
         match stop {
             Stop::Run => return None,
             Stop::Drain => {
@@ -181,13 +189,23 @@ impl Link {
         if stop == Stop::Now {
             self.order(Order::StopAll).await;
         }
-        Some((stop, (stop == Stop::Now).then(|| Instant::now() + STOP_LIMIT)))
+        Some(Stopping { stop, limit: (stop == Stop::Now).then(|| Instant::now() + STOP_LIMIT) })
     }
 
-    fn is_done(&self, stopping: Option<(Stop, Option<Instant>)>) -> bool {
-        let Some((_, limit)) = stopping else { return false };
-        let is_reported = self.machine.is_empty() || !matches!(self.line, Line::Up(_));
-        limit.is_some_and(|limit| limit <= Instant::now()) || (!self.machine.is_busy() && is_reported)
+    /// Whether all that is to be done before the end is. What the coordinator hasn't heard is worth the way back
+    /// to it, for as long as it waits for this agent.
+    fn is_done(&self, stopping: &mut Option<Stopping>) -> bool {
+        let Some(Stopping { stop, limit }) = stopping else { return false };
+        let (is_live, is_busy) = (self.connections.borrow().is_some(), self.machine.is_busy());
+        if *stop == Stop::Drain {
+            let is_unheard = !is_live && !is_busy && !self.machine.is_empty();
+            *limit = is_unheard.then(|| limit.unwrap_or_else(|| Instant::now() + self.machine.lease()));
+        }
+        if limit.is_some_and(|limit| limit <= Instant::now()) {
+            tracing::warn!("the agent leaves before the coordinator has heard of the end of every attempt");
+            return true;
+        }
+        !is_busy && (self.machine.is_empty() || (*stop == Stop::Now && !is_live))
     }
 
     fn dial(&mut self) -> Result<(), LinkError> {

@@ -68,6 +68,7 @@ pub(crate) struct Peer {
     pub(crate) send: FrameWriter,
     pub(crate) receive: FrameReader,
     pub(crate) epoch: Epoch,
+    pub(crate) lease: Duration,
     agent: AgentId,
 }
 
@@ -163,7 +164,7 @@ impl Fake {
         let (send, mut receive) = (FrameWriter::new(send), FrameReader::new(receive));
         assert_eq!(within(receive.expect::<StreamHeader>()).await.unwrap(), StreamHeader::Control);
         let FromAgent::Hello(hello) = within(receive.expect()).await.unwrap() else { panic!("no Hello") };
-        Peer { connection, hello, send, receive, epoch: self.epoch, agent: self.agent }
+        Peer { connection, hello, send, receive, epoch: self.epoch, lease: PATIENCE, agent: self.agent }
     }
 
     /// An agent in `folder` that has joined, and its first session, welcomed.
@@ -206,7 +207,7 @@ impl Peer {
             minor: MINOR,
             agent: self.agent,
             name: "host-1-2".parse().unwrap(),
-            lease: Duration::from_secs(60),
+            lease: self.lease,
             heartbeat: Duration::from_secs(1),
             attempts: attempts.try_into().unwrap(),
         };
