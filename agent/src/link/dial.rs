@@ -1,6 +1,6 @@
 //! Getting through to a coordinator: the addresses in turn, the wait between two tries, and what a refusal means.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
@@ -125,6 +125,18 @@ pub(super) async fn dial(
 }
 
 impl DialError {
+    /// Where nobody was reached; `None` when nobody was looked for.
+    pub(super) fn address(&self) -> Option<&str> {
+        match self {
+            Self::Address { address, .. }
+            | Self::Start { address, .. }
+            | Self::Connect { address, .. }
+            | Self::Lost { address, .. }
+            | Self::Silent { address } => Some(address),
+            Self::Socket(_) => None,
+        }
+    }
+
     /// Whether somebody answered whom the agent doesn't believe.
     #[must_use]
     pub fn is_stranger(&self) -> bool {
@@ -212,6 +224,8 @@ pub(super) fn jittered(wait: Duration) -> Duration {
 pub(super) struct Addresses {
     given: VecDeque<String>,
     hints: VecDeque<String>,
+    /// Where the agent was refused when it was there last.
+    refused: BTreeSet<String>,
     backoff: Backoff,
     waited: Duration,
 }
@@ -221,6 +235,7 @@ impl Addresses {
         Self {
             given: given.into(),
             hints: VecDeque::new(),
+            refused: BTreeSet::new(),
             backoff: Backoff::new(RETRY),
             waited: Duration::ZERO,
         }
@@ -262,11 +277,59 @@ impl Addresses {
 
     /// It worked.
     pub(super) fn succeeded(&mut self) {
-        self.backoff.reset();
+        self.refused.clear();
         self.hints.clear();
+    }
+
+    /// It lasted: the next one is tried soon.
+    pub(super) fn calm(&mut self) {
+        self.backoff.reset();
+    }
+
+    /// The agent is refused at `address`; gives whether it is at every one that was given. What others said of
+    /// more addresses doesn't count.
+    pub(super) fn refused(&mut self, address: &str) -> bool {
+        if self.given.iter().any(|given| given == address) {
+            self.refused.insert(address.to_owned());
+        }
+        self.given.iter().all(|given| self.refused.contains(given))
+    }
+
+    /// A try at `address` ended in another way.
+    pub(super) fn not_refused(&mut self, address: &str) {
+        self.refused.remove(address);
     }
 
     pub(super) fn len(&self) -> usize {
         self.given.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_refused_once_every_given_address_does() {
+        let mut addresses = Addresses::new(vec!["a:1".to_owned(), "b:1".to_owned()]);
+        assert!(!addresses.refused("a:1") && !addresses.refused("a:1"), "twice the same is one");
+        assert!(!addresses.refused("hint:1"), "nobody gave it");
+        addresses.not_refused("a:1");
+        assert!(!addresses.refused("b:1"));
+        assert!(addresses.refused("a:1"));
+        addresses.succeeded();
+        assert!(!addresses.refused("b:1"));
+    }
+
+    #[test]
+    fn waits_grow_until_a_connection_lasts() {
+        let mut addresses = Addresses::new(vec!["a:1".to_owned()]);
+        for _ in 0..20 {
+            addresses.wait();
+            addresses.succeeded();
+        }
+        assert!(addresses.wait() >= RETRY.end / 2);
+        addresses.calm();
+        assert!(addresses.wait() <= RETRY.start);
     }
 }

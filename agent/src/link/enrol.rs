@@ -77,6 +77,7 @@ pub(super) async fn join(
         match join_at(address.clone(), addresses.limit(), token, &request, name).await {
             Ok((certificate_pem, ca_pem)) => {
                 addresses.succeeded();
+                addresses.calm();
                 return Ok(store.join(token.id, &ca_pem, Identity { certificate_pem, key_pem })?);
             }
             Err(TryError::Final(error)) => return Err(error),

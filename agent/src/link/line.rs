@@ -121,6 +121,7 @@ impl Session {
     /// Closes the connection for this reason, and prepares where to go from here.
     pub(super) fn leave(&self, leave: Leave, addresses: &mut Addresses) {
         let (connection, address) = (&self.dialed.connection, &self.dialed.address);
+        addresses.not_refused(address);
         match leave {
             Leave::Protocol(why) => {
                 tracing::error!(address, why, "the coordinator broke the protocol");
