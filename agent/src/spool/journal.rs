@@ -123,6 +123,12 @@ impl Journal {
         self.lives.iter().map(|(attempt, life)| (*attempt, &life.phase))
     }
 
+    /// Whether `attempt` is in it and not settled.
+    #[must_use]
+    pub fn holds(&self, attempt: AttemptId) -> bool {
+        self.lives.contains_key(&attempt)
+    }
+
     /// Appends records, all in one write. A reader sees them as soon as this returns.
     ///
     /// # Errors
