@@ -150,7 +150,11 @@ impl Journal {
             // What was appended is written. The next append tries again.
             tracing::warn!(%error, "a journal's segment grows over its size");
         }
-        self.remove_unkept()
+        if let Err(error) = self.remove_unkept() {
+            // The next append tries again here, too.
+            tracing::warn!(%error, "a part of the journal that is of no use any more stays");
+        }
+        Ok(())
     }
 
     /// Frees the blocks of `attempt` whose entries are all before `next_seq`.
