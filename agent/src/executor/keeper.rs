@@ -16,7 +16,7 @@ use packrun_protocol::control::Assignment;
 use packrun_protocol::id::AttemptId;
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Verdict;
-use packrun_protocol::time::{Clock, Timestamp};
+use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 

@@ -276,7 +276,7 @@ impl Link {
             Output::Order(order) => {
                 match &order {
                     Order::LogAck(acks) => self.reader.acknowledge(acks.clone()).await,
-                    Order::Cancel { attempt, .. } => self.works.cancel(*attempt),
+                    Order::Cancel { attempt, .. } => self.works.forget(*attempt),
                     _ => {}
                 }
                 self.order(order).await;

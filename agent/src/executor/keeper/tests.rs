@@ -8,6 +8,7 @@ use packrun_protocol::block::LogStream;
 use packrun_protocol::id::{AttemptNumber, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, ArtifactRule, Definition, InputRule};
 use packrun_protocol::state::{Outcome, Reason};
+use packrun_protocol::time::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
