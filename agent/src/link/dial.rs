@@ -52,7 +52,7 @@ pub enum DialError {
         #[source]
         source: quinn::ConnectError,
     },
-    /// Nobody answers, or another than the coordinator.
+    /// Nobody answers, or not as a coordinator does.
     #[error("failed to connect to {address}")]
     Connect {
         /// To which address.
@@ -65,6 +65,18 @@ pub enum DialError {
     #[error("the connection to {address} was lost at once")]
     Lost {
         /// To which address.
+        address: String,
+        /// Why.
+        #[source]
+        source: ConnectionError,
+    },
+    /// Somebody answers whom the agent doesn't believe.
+    #[error(
+        "whoever answers at {address} has another CA than the coordinator that this agent joined; if that is \
+         right, join again with a token of this coordinator"
+    )]
+    Stranger {
+        /// At which address.
         address: String,
         /// Why.
         #[source]
@@ -87,7 +99,7 @@ pub(super) struct Dialed {
 }
 
 /// Connects to `address`, `host:port`; of several that it resolves to, to the first that answers.
-/// Each may take `limit`.
+/// Each may take `limit`, and so may finding them.
 ///
 /// # Errors
 /// When none does.
@@ -97,8 +109,11 @@ pub(super) async fn dial(
     limit: Duration,
 ) -> Result<Dialed, DialError> {
     let unresolved = |why: String| DialError::Address { address: address.clone(), why };
-    let resolved: Vec<SocketAddr> =
-        tokio::net::lookup_host(&address).await.map_err(|error| unresolved(error.to_string()))?.collect();
+    let resolved = tokio::time::timeout(limit, tokio::net::lookup_host(&address)).await;
+    let resolved: Vec<SocketAddr> = resolved
+        .map_err(|_| unresolved("it takes too long".to_owned()))?
+        .map_err(|error| unresolved(error.to_string()))?
+        .collect();
     let mut last = unresolved("it has no address".to_owned());
     for socket in resolved {
         let local: SocketAddr = match socket {
@@ -112,11 +127,18 @@ pub(super) async fn dial(
                 continue;
             }
         };
-        let connecting = endpoint
-            .connect_with(config.clone(), socket, COORDINATOR_NAME)
-            .map_err(|source| DialError::Start { address: address.clone(), source })?;
+        let connecting = match endpoint.connect_with(config.clone(), socket, COORDINATOR_NAME) {
+            Ok(connecting) => connecting,
+            Err(source) => {
+                last = DialError::Start { address: address.clone(), source };
+                continue;
+            }
+        };
         match tokio::time::timeout(limit, connecting).await {
             Ok(Ok(connection)) => return Ok(Dialed { connection, endpoint, address }),
+            Ok(Err(source)) if is_tls(&source) => {
+                last = DialError::Stranger { address: address.clone(), source };
+            }
             Ok(Err(source)) => last = DialError::Connect { address: address.clone(), source },
             Err(_) => last = DialError::Silent { address: address.clone() },
         }
@@ -132,6 +154,7 @@ impl DialError {
             | Self::Start { address, .. }
             | Self::Connect { address, .. }
             | Self::Lost { address, .. }
+            | Self::Stranger { address, .. }
             | Self::Silent { address } => Some(address),
             Self::Socket(_) => None,
         }
@@ -140,9 +163,13 @@ impl DialError {
     /// Whether somebody answered whom the agent doesn't believe.
     #[must_use]
     pub fn is_stranger(&self) -> bool {
-        let Self::Connect { source: ConnectionError::TransportError(error), .. } = self else { return false };
-        TLS_ALERT.contains(&error.code.into())
+        matches!(self, Self::Stranger { .. })
     }
+}
+
+/// Whether TLS ended the handshake.
+fn is_tls(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::TransportError(error) if TLS_ALERT.contains(&error.code.into()))
 }
 
 /// Why a coordinator doesn't let this agent in.
