@@ -1,8 +1,9 @@
 //! The writer of the journal, of which there is one.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use packrun_protocol::id::{AttemptId, Epoch};
@@ -71,7 +72,8 @@ impl Journal {
     /// # Errors
     /// When the folder or a file in it can't be read or written, or is damaged.
     pub fn open(folder: &Path, config: JournalConfig) -> Result<Self, SpoolError> {
-        fs::create_dir_all(folder).map_err(SpoolError::io("create", folder))?;
+        let mut maker = DirBuilder::new();
+        maker.recursive(true).mode(0o700).create(folder).map_err(SpoolError::io("create", folder))?;
         let mut follower = Follower::new(folder.to_owned());
         loop {
             match follower.read() {
@@ -307,6 +309,7 @@ fn begin_segment(
     let mut file = OpenOptions::new()
         .append(true)
         .create_new(true)
+        .mode(0o600)
         .open(&draft)
         .map_err(SpoolError::io("create", &draft))?;
     file.write_all(&buffer).map_err(SpoolError::io("write", &draft))?;

@@ -21,6 +21,13 @@ async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
         let meta = std::fs::metadata(state(&folder).join("identity").join(name)).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{name}");
     }
+    for (path, mode) in [("", 0o700), ("journal", 0o700), ("workspaces", 0o700), ("identity", 0o700)] {
+        let meta = std::fs::metadata(state(&folder).join(path)).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, mode, "{path}");
+    }
+    for segment in std::fs::read_dir(state(&folder).join("journal")).unwrap() {
+        assert_eq!(segment.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
     let mut config = fake.config(&folder);
     config.join_token = None;
     let agent = start(config);
