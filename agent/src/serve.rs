@@ -98,6 +98,7 @@ pub async fn run(config: AgentConfig, stop: watch::Receiver<Stop>) -> Result<(),
             capacity: config.capacity,
         },
         join_token: config.join_token,
+        join_token_file: config.join_token_file,
         cache_bytes: config.cache_bytes,
     };
     let ended = link::run(settings, port, clock, stop).await;

@@ -92,6 +92,24 @@ fn a_flag_goes_before_a_variable_and_that_before_the_file() {
 }
 
 #[test]
+fn a_token_by_a_flag_goes_before_a_variable_with_a_file_and_an_empty_variable_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_socket, address) = nobody();
+    let mut command = agent(&folder);
+    command.args(["run", "--coordinator", &address, "--join-token", &token()]);
+    command.env("PACKRUN_JOIN_TOKEN_FILE", "/no/such/file").env("PACKRUN_SLOTS", "").env("PACKRUN_NAME", "");
+    command.env("PACKRUN_CONFIG", "");
+    let mut child = command.spawn().unwrap();
+    line(&mut child, "the agent starts");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut command = agent(&folder);
+    command.args(["run", "--coordinator", &address, "--join-token-file", "/no/such/file"]);
+    let (status, stderr) = end(command.env("PACKRUN_JOIN_TOKEN", token()));
+    assert!(status == Some(2) && stderr.contains("/no/such/file"), "{status:?} {stderr}");
+}
+
+#[test]
 fn a_signal_ends_it_with_0_also_while_nobody_answers() {
     let (_socket, address) = nobody();
     for signal in [Signal::TERM, Signal::INT] {

@@ -32,6 +32,7 @@ use self::journal::{News, Reader};
 use self::machine::{Input, Machine, Profile};
 use self::session::Link;
 use crate::artifacts::cache::{Cache, CacheError};
+use crate::config::{ConfigError, read_join_token};
 use crate::executor::ipc::Port;
 
 mod artifact_stream;
@@ -79,6 +80,8 @@ pub struct LinkSettings {
     pub profile: Profile,
     /// To join with, if it hasn't yet.
     pub join_token: Option<JoinToken>,
+    /// A file with that token, which is asked if there is none.
+    pub join_token_file: Option<PathBuf>,
     /// Bytes of inputs that are kept for later.
     pub cache_bytes: u64,
 }
@@ -115,6 +118,9 @@ pub enum LinkError {
     /// The host gives no thread.
     #[error("failed to start a thread")]
     Thread(#[source] std::io::Error),
+    /// The file with the join token can't be used.
+    #[error(transparent)]
+    Token(#[from] ConfigError),
 }
 
 /// Serves a coordinator until `stop` says otherwise.
@@ -169,7 +175,16 @@ async fn member(
     let known = store.load()?;
     let was_member = known.is_some();
     let valid = known.filter(|member| member.certificate.not_after > session::moment(clock).wall);
-    let Some(token) = &settings.join_token else {
+    let of_file = settings.join_token_file.as_deref().filter(|_| settings.join_token.is_none());
+    let token = match of_file.map(read_join_token) {
+        Some(Err(error)) if valid.is_some() => {
+            tracing::info!(%error, "the agent has joined before and needs no join token");
+            None
+        }
+        Some(read) => Some(read?),
+        None => settings.join_token.clone(),
+    };
+    let Some(token) = &token else {
         return valid.ok_or(if was_member { LinkError::Expired } else { LinkError::NotJoined });
     };
     let valid = valid.filter(|member| member.ca == token.ca);

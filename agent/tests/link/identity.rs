@@ -30,6 +30,7 @@ async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
     }
     let mut config = fake.config(&folder);
     config.join_token = None;
+    config.join_token_file = Some(folder.path().join("gone"));
     let agent = start(config);
     let peer = fake.meet().await;
     assert_eq!(peer.hello.labels.get("os"), Some("linux"));
