@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, Source, parse_label};
+use crate::executor::StartError;
+use crate::executor::keeper::KeeperError;
+use crate::link::enrol::EnrolError;
 use crate::link::{LinkError, Stop};
 use crate::serve::{self, AgentError};
 
@@ -184,9 +187,15 @@ impl From<ConfigError> for Failure {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let code = match &error {
-            AgentError::Link(LinkError::ExecutorGone) => EXIT_FAILURE,
             error if error.is_not_allowed() => EXIT_NOT_ALLOWED,
-            _ => EXIT_USAGE,
+            AgentError::InUse { .. } | AgentError::State { .. } => EXIT_USAGE,
+            AgentError::Keeper(KeeperError::Journal(_)) => EXIT_USAGE,
+            AgentError::Keeper(KeeperError::Executor(StartError::Workspaces { .. })) => EXIT_USAGE,
+            AgentError::Link(LinkError::Cache(_) | LinkError::Identity(_) | LinkError::Token(_)) => {
+                EXIT_USAGE
+            }
+            AgentError::Link(LinkError::Enrol(EnrolError::Identity(_))) => EXIT_USAGE,
+            AgentError::Keeper(_) | AgentError::Link(_) => EXIT_FAILURE,
         };
         Self { error: error.into(), code }
     }
@@ -196,7 +205,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     let Command::Run(run) = cli.command;
     let file = cli.config.as_deref().map(Source::read).transpose()?.unwrap_or_default();
     let config = run.into_source()?.or(file).resolve()?;
-    let host = |error: std::io::Error| Failure { error: error.into(), code: EXIT_USAGE };
+    let host = |error: std::io::Error| Failure { error: error.into(), code: EXIT_FAILURE };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let (stop, stopped) = watch::channel(Stop::Run);
     let ended = runtime.block_on(async {

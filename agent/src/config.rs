@@ -54,20 +54,20 @@ pub enum ConfigError {
         why: String,
     },
     /// A file can't be read.
-    #[error("failed to read {}: {source}", path.display())]
+    #[error("failed to read {}: {why}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The file is no valid TOML, or has a key that means nothing.
-    #[error("{} is not valid: {source}", path.display())]
+    #[error("{} is not valid: {why}", path.display())]
     Syntax {
         /// Which.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        why: Box<toml::de::Error>,
     },
     /// No coordinator was given.
     #[error("no coordinator is given; say where it listens for agents with --coordinator HOST:PORT")]
@@ -117,8 +117,7 @@ impl Source {
     /// When it can't be read, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = read_file(path)?;
-        toml::from_str(&text)
-            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(&text).map_err(|why| ConfigError::Syntax { path: path.to_owned(), why: Box::new(why) })
     }
 
     /// These settings, and those of `next` where there is none here. Labels are taken together.
@@ -257,7 +256,7 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
         .and_then(|file| {
             std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut text)
         })
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        .map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
     Ok(text)
 }
 

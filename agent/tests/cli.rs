@@ -68,6 +68,24 @@ fn settings_that_make_no_agent_end_with_2_and_say_which() {
 }
 
 #[test]
+fn a_state_folder_that_cannot_be_used_ends_with_2_and_says_why_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = ["run", "--coordinator", "127.0.0.1:1"];
+    for (path, file) in [("state", "state"), ("state/journal", "state"), ("state/workspaces", "workspaces")] {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let (status, stderr) = end(agent(&folder).args(coordinator));
+        let said = stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
+        assert!(status == Some(2) && said.contains(file), "{status:?} {stderr}");
+        assert_eq!(said.matches("os error").count(), 1, "{said}");
+        std::fs::remove_file(path).unwrap();
+    }
+    let (_, stderr) = end(agent(&folder).args(["--config", "/no/such/file", "run"]));
+    assert_eq!(stderr.matches("os error").count(), 1, "{stderr}");
+}
+
+#[test]
 fn a_flag_goes_before_a_variable_and_that_before_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (_socket, address) = nobody();

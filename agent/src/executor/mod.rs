@@ -143,15 +143,15 @@ pub struct Settings {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The folder of the workspaces can't be made or read.
-    #[error("failed to prepare the workspaces' folder {}: {source}", path.display())]
+    #[error("failed to prepare the workspaces' folder {}: {why}", path.display())]
     Workspaces {
         /// The folder.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why; in the text already.
+        why: io::Error,
     },
     /// The host refuses what is needed to run anything, or the isolation that was insisted on.
-    #[error("failed to set up the execution of processes: {0}")]
+    #[error("failed to set up the execution of processes")]
     Host(#[from] io::Error),
 }
 
@@ -171,7 +171,7 @@ pub struct Executor {
 /// # Errors
 /// When the folder or the host isn't fit for it.
 pub fn start(settings: Settings, clock: Clock) -> Result<Executor, StartError> {
-    let refused = |source| StartError::Workspaces { path: settings.workspaces.clone(), source };
+    let refused = |why| StartError::Workspaces { path: settings.workspaces.clone(), why };
     let mut maker = DirBuilder::new();
     maker.recursive(true).mode(0o700).create(&settings.workspaces).map_err(refused)?;
     let mut spawner = spawn::Spawner::new()?;

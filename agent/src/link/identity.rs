@@ -44,14 +44,14 @@ pub enum IdentityError {
         source: TlsError,
     },
     /// The operating system refuses.
-    #[error("failed to {action} {}: {source}", path.display())]
+    #[error("failed to {action} {}: {why}", path.display())]
     File {
         /// What was tried.
         action: &'static str,
         /// On which file.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not; in the text already.
+        why: io::Error,
     },
 }
 
@@ -162,17 +162,17 @@ impl Store {
         match read {
             Ok(_) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(IdentityError::File { action: "read", path, source }),
+            Err(why) => Err(IdentityError::File { action: "read", path, why }),
         }
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), IdentityError> {
         let path = self.folder.join(name);
         let written = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        written.and_then(|()| write_whole(&path, text.as_bytes())).map_err(|source| IdentityError::File {
+        written.and_then(|()| write_whole(&path, text.as_bytes())).map_err(|why| IdentityError::File {
             action: "write",
             path,
-            source,
+            why,
         })
     }
 }
