@@ -208,7 +208,7 @@ impl Link {
             tracing::warn!("the agent leaves before the coordinator has heard of the end of every attempt");
             return true;
         }
-        !is_busy && (self.machine.is_empty() || (*stop == Stop::Now && !is_live))
+        !is_busy && (self.machine.is_empty() || (*stop == Stop::Now && !matches!(self.line, Line::Up(_))))
     }
 
     fn dial(&mut self) -> Result<(), LinkError> {
