@@ -5,12 +5,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, Source, parse_label};
+use crate::executor::StartError;
+use crate::executor::keeper::KeeperError;
+use crate::link::enrol::EnrolError;
 use crate::link::{LinkError, Stop};
 use crate::serve::{self, AgentError};
 
@@ -126,10 +131,34 @@ impl Run {
     }
 }
 
+/// The command without the variables that are empty: they say nothing.
+fn command() -> clap::Command {
+    let unset = |arg: Arg| {
+        let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if is_empty { arg.env(Resettable::Reset) } else { arg }
+    };
+    Cli::command().mut_args(unset).mut_subcommand("run", |run| run.mut_args(unset))
+}
+
+impl Cli {
+    /// The arguments that were given. A flag with the token or its file goes before a variable with either.
+    fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut cli = Self::from_arg_matches(matches)?;
+        let Command::Run(run) = &mut cli.command;
+        let source = |name| matches.subcommand_matches("run").and_then(|matches| matches.value_source(name));
+        match [source("join_token"), source("join_token_file")] {
+            [Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable)] => run.join_token_file = None,
+            [Some(ValueSource::EnvVariable), Some(ValueSource::CommandLine)] => run.join_token = None,
+            _ => {}
+        }
+        Ok(cli)
+    }
+}
+
 /// The program `packrun-agent`, with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of(&command().get_matches()).unwrap_or_else(|error| error.exit());
     let filter = EnvFilter::try_from_env("PACKRUN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -158,9 +187,15 @@ impl From<ConfigError> for Failure {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let code = match &error {
-            AgentError::Link(LinkError::ExecutorGone) => EXIT_FAILURE,
             error if error.is_not_allowed() => EXIT_NOT_ALLOWED,
-            _ => EXIT_USAGE,
+            AgentError::InUse { .. } | AgentError::State { .. } => EXIT_USAGE,
+            AgentError::Keeper(KeeperError::Journal(_)) => EXIT_USAGE,
+            AgentError::Keeper(KeeperError::Executor(StartError::Workspaces { .. })) => EXIT_USAGE,
+            AgentError::Link(LinkError::Cache(_) | LinkError::Identity(_) | LinkError::Token(_)) => {
+                EXIT_USAGE
+            }
+            AgentError::Link(LinkError::Enrol(EnrolError::Identity(_))) => EXIT_USAGE,
+            AgentError::Keeper(_) | AgentError::Link(_) => EXIT_FAILURE,
         };
         Self { error: error.into(), code }
     }
@@ -170,7 +205,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
     let Command::Run(run) = cli.command;
     let file = cli.config.as_deref().map(Source::read).transpose()?.unwrap_or_default();
     let config = run.into_source()?.or(file).resolve()?;
-    let host = |error: std::io::Error| Failure { error: error.into(), code: EXIT_USAGE };
+    let host = |error: std::io::Error| Failure { error: error.into(), code: EXIT_FAILURE };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let (stop, stopped) = watch::channel(Stop::Run);
     let ended = runtime.block_on(async {
@@ -196,7 +231,6 @@ fn execute(cli: Cli) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_arguments_are_well_formed_and_the_help_has_examples() {

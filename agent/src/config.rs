@@ -32,6 +32,8 @@ pub struct AgentConfig {
     pub capacity: Capacity,
     /// To join with, if it hasn't yet.
     pub join_token: Option<JoinToken>,
+    /// A file with that token; it may be gone once the agent has joined.
+    pub join_token_file: Option<PathBuf>,
     /// What every attempt's environment has.
     pub environment: HostEnvironment,
     /// How large the journal may become.
@@ -52,20 +54,20 @@ pub enum ConfigError {
         why: String,
     },
     /// A file can't be read.
-    #[error("failed to read {}: {source}", path.display())]
+    #[error("failed to read {}: {why}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The file is no valid TOML, or has a key that means nothing.
-    #[error("{} is not valid: {source}", path.display())]
+    #[error("{} is not valid: {why}", path.display())]
     Syntax {
         /// Which.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        why: Box<toml::de::Error>,
     },
     /// No coordinator was given.
     #[error("no coordinator is given; say where it listens for agents with --coordinator HOST:PORT")]
@@ -115,8 +117,7 @@ impl Source {
     /// When it can't be read, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = read_file(path)?;
-        toml::from_str(&text)
-            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(&text).map_err(|why| ConfigError::Syntax { path: path.to_owned(), why: Box::new(why) })
     }
 
     /// These settings, and those of `next` where there is none here. Labels are taken together.
@@ -159,16 +160,11 @@ impl Source {
                 Slots::try_from(slots).map_err(|error: SlotsError| invalid("slots", error))?;
         }
         config.label(self.labels)?;
-        let token = match (self.join_token, self.join_token_file) {
-            (Some(token), None) => Some(token),
-            (None, Some(path)) => Some(read_file(&path)?),
-            (None, None) => None,
-            (Some(_), Some(_)) => {
-                return Err(invalid("join_token", "give the token or a file with it, not both"));
-            }
-        };
-        let token = token.map(|token| token.trim().parse()).transpose();
-        config.join_token = token.map_err(|error: JoinTokenError| invalid("join token", error))?;
+        if self.join_token.is_some() && self.join_token_file.is_some() {
+            return Err(invalid("join_token", "give the token or a file with it, not both"));
+        }
+        config.join_token = self.join_token.map(|token| parse_join_token(&token)).transpose()?;
+        config.join_token_file = self.join_token_file;
         let environment = &mut config.environment;
         environment.path = self.path.unwrap_or_else(|| std::mem::take(&mut environment.path));
         environment.lang = self.lang.or(environment.lang.take());
@@ -207,6 +203,7 @@ impl AgentConfig {
             labels: Labels::new(host::labels()).map_err(|error| invalid("labels", error))?,
             capacity: host::capacity(),
             join_token: None,
+            join_token_file: None,
             environment: HostEnvironment::inherited(),
             name,
             journal: JournalConfig::default(),
@@ -241,13 +238,25 @@ pub fn parse_label(text: &str) -> Result<(String, String), ConfigError> {
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
+fn parse_join_token(text: &str) -> Result<JoinToken, ConfigError> {
+    text.trim().parse().map_err(|error: JoinTokenError| invalid("join token", error))
+}
+
+/// The join token in a file.
+///
+/// # Errors
+/// When it can't be read or holds none.
+pub fn read_join_token(path: &Path) -> Result<JoinToken, ConfigError> {
+    parse_join_token(&read_file(path)?)
+}
+
 fn read_file(path: &Path) -> Result<String, ConfigError> {
     let mut text = String::new();
     std::fs::File::open(path)
         .and_then(|file| {
             std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut text)
         })
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        .map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
     Ok(text)
 }
 

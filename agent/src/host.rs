@@ -66,14 +66,20 @@ pub fn labels() -> [(String, String); 2] {
 #[must_use]
 pub fn state_dir() -> PathBuf {
     let system = Path::new(STATE_SYSTEM);
-    let may_write = std::fs::create_dir_all(system).is_ok()
-        && rustix::fs::access(system, rustix::fs::Access::WRITE_OK).is_ok();
-    if may_write {
+    if may_write(system) {
         return system.to_owned();
     }
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
     data.map_or_else(|| system.to_owned(), |data| data.join("packrun-agent"))
+}
+
+/// Whether this user may write into the folder, or make it if it isn't there. Nothing is made: that is for whoever
+/// uses it.
+fn may_write(folder: &Path) -> bool {
+    let access = |path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+    let nearest = folder.ancestors().map(access).find(|access| *access != Err(rustix::io::Errno::NOENT));
+    nearest.is_some_and(|access| access.is_ok())
 }
 
 #[cfg(test)]
@@ -93,6 +99,16 @@ mod tests {
             assert_eq!(name_of(host).unwrap().as_str(), name);
         }
         assert_eq!(name_of(&"a".repeat(300)).unwrap().as_str().len(), 63);
+    }
+
+    #[test]
+    fn a_folder_that_could_be_made_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let wanted = folder.path().join("a/b");
+        assert!(may_write(&wanted) && may_write(folder.path()));
+        assert!(!folder.path().join("a").exists());
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert!(!may_write(&folder.path().join("file/b")));
     }
 
     #[test]

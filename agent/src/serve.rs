@@ -39,12 +39,12 @@ pub enum AgentError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The state folder can't be used.
-    #[error("failed to use the state folder {}: {source}", path.display())]
+    #[error("failed to use the state folder {}: {why}", path.display())]
     State {
         /// Which folder.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why; in the text already.
+        why: io::Error,
     },
 }
 
@@ -90,25 +90,28 @@ pub async fn run(config: AgentConfig, stop: watch::Receiver<Stop>) -> Result<(),
         journal,
         name: config.name,
         profile: Profile {
-            version: version.or_else(|_| BoundedText::try_from("")).map_err(|error| AgentError::State {
-                path: state.clone(),
-                source: io::Error::other(error),
-            })?,
+            version: version
+                .or_else(|_| BoundedText::try_from(""))
+                .map_err(|error| AgentError::State { path: state.clone(), why: io::Error::other(error) })?,
             labels: config.labels,
             capacity: config.capacity,
         },
         join_token: config.join_token,
+        join_token_file: config.join_token_file,
         cache_bytes: config.cache_bytes,
     };
     let ended = link::run(settings, port, clock, stop).await;
     let joined = tokio::task::spawn_blocking(move || keeper.thread.join().is_ok());
-    match tokio::time::timeout(KEEPER_LIMIT, joined).await {
-        Ok(Ok(true)) => {}
-        Ok(_) => tracing::error!("the executor's side failed"),
-        Err(_) => tracing::warn!("processes that even SIGKILL doesn't end are left behind"),
-    }
+    let kept = match tokio::time::timeout(KEEPER_LIMIT, joined).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(_) => Err(LinkError::ExecutorGone),
+        Err(_) => {
+            tracing::warn!("processes that even SIGKILL doesn't end are left behind");
+            Ok(())
+        }
+    };
     drop(lock);
-    Ok(ended?)
+    Ok(ended.and(kept)?)
 }
 
 /// The state folder is this agent's.
@@ -123,7 +126,7 @@ impl Drop for Claim {
 
 /// Makes the state folder if it isn't there, and takes it for this agent alone.
 fn claim(path: &Path) -> Result<(PathBuf, Claim), AgentError> {
-    let refused = |source| AgentError::State { path: path.to_owned(), source };
+    let refused = |why| AgentError::State { path: path.to_owned(), why };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(refused)?;
     let path = path.canonicalize().map_err(refused)?;
     let mut options = OpenOptions::new();

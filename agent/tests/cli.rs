@@ -68,6 +68,24 @@ fn settings_that_make_no_agent_end_with_2_and_say_which() {
 }
 
 #[test]
+fn a_state_folder_that_cannot_be_used_ends_with_2_and_says_why_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = ["run", "--coordinator", "127.0.0.1:1"];
+    for (path, file) in [("state", "state"), ("state/journal", "state"), ("state/workspaces", "workspaces")] {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let (status, stderr) = end(agent(&folder).args(coordinator));
+        let said = stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
+        assert!(status == Some(2) && said.contains(file), "{status:?} {stderr}");
+        assert_eq!(said.matches("os error").count(), 1, "{said}");
+        std::fs::remove_file(path).unwrap();
+    }
+    let (_, stderr) = end(agent(&folder).args(["--config", "/no/such/file", "run"]));
+    assert_eq!(stderr.matches("os error").count(), 1, "{stderr}");
+}
+
+#[test]
 fn a_flag_goes_before_a_variable_and_that_before_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (_socket, address) = nobody();
@@ -89,6 +107,24 @@ fn a_flag_goes_before_a_variable_and_that_before_the_file() {
         child.wait().unwrap();
         assert!(said.contains(&format!("name={name}")), "{said}");
     }
+}
+
+#[test]
+fn a_token_by_a_flag_goes_before_a_variable_with_a_file_and_an_empty_variable_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_socket, address) = nobody();
+    let mut command = agent(&folder);
+    command.args(["run", "--coordinator", &address, "--join-token", &token()]);
+    command.env("PACKRUN_JOIN_TOKEN_FILE", "/no/such/file").env("PACKRUN_SLOTS", "").env("PACKRUN_NAME", "");
+    command.env("PACKRUN_CONFIG", "");
+    let mut child = command.spawn().unwrap();
+    line(&mut child, "the agent starts");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut command = agent(&folder);
+    command.args(["run", "--coordinator", &address, "--join-token-file", "/no/such/file"]);
+    let (status, stderr) = end(command.env("PACKRUN_JOIN_TOKEN", token()));
+    assert!(status == Some(2) && stderr.contains("/no/such/file"), "{status:?} {stderr}");
 }
 
 #[test]

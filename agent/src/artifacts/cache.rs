@@ -40,14 +40,14 @@ pub enum CacheError {
     #[error("the bytes fetched as {0} are another content; fetch them again")]
     Digest(Digest),
     /// The file system refuses.
-    #[error("can't {what} `{path}` in the cache: {source}")]
+    #[error("can't {what} `{path}` in the cache: {why}")]
     File {
         /// What was tried.
         what: &'static str,
         /// On which file.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        why: io::Error,
     },
     /// More or fewer bytes came, or are there, than were announced.
     #[error("{digest} was announced with {announced} bytes and has {actual}")]
@@ -292,7 +292,7 @@ fn touch(path: &Path) {
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
-    move |source| CacheError::File { what, path: path.to_owned(), source }
+    move |why| CacheError::File { what, path: path.to_owned(), why }
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@
 //!     └───────────┴──────────────────────────────────────────────────────────────┘
 //! ```
 //! Invariants: the tree is ended before the main process is reaped; an attempt ends once, after its output and
-//! its artifacts are complete and its workspace is gone; a success beats a cancel under way; every phase that
-//! waits for a process has a deadline.
+//! its artifacts are complete and its workspace is gone; a success beats a cancel under way, unless its artifacts
+//! are not all kept yet: that may take long; every phase that waits for a process has a deadline.
 
 use std::time::Duration;
 
@@ -114,6 +114,8 @@ pub struct Attempt {
     phase: Phase,
     timeout: Option<Duration>,
     has_artifacts: bool,
+    /// Its artifacts are not kept, since it was canceled before they were.
+    is_cut_off: bool,
     stop: Option<Stop>,
     started_at: Option<Timestamp>,
     ran_for: Duration,
@@ -134,6 +136,7 @@ impl Attempt {
             phase,
             timeout,
             has_artifacts,
+            is_cut_off: false,
             stop: None,
             started_at: None,
             ran_for: Duration::ZERO,
@@ -214,6 +217,10 @@ impl Attempt {
                 self.failure = Some(reason);
                 self.clean()
             }
+            (Phase::Collecting, Input::Cancel) => {
+                self.cut_off();
+                self.clean()
+            }
             (Phase::Collecting, Input::Kill) => {
                 self.stop = Some(Stop::Fenced);
                 self.clean()
@@ -285,6 +292,8 @@ impl Attempt {
                 output = Drain::Ended;
             }
             Input::Kill => self.stop = Some(Stop::Fenced),
+            // One that was stopped before still leaves what it has.
+            Input::Cancel if self.has_artifacts && self.stop.is_none() => self.cut_off(),
             Input::Tick => {
                 if tree_until.is_some_and(|until| until <= now) {
                     tree_until = None;
@@ -305,11 +314,16 @@ impl Attempt {
     }
 
     fn collect(&mut self) -> Vec<Action> {
-        if !self.has_artifacts || self.exit.is_none() || self.stop == Some(Stop::Fenced) {
+        if !self.has_artifacts || self.is_cut_off || self.exit.is_none() || self.stop == Some(Stop::Fenced) {
             return self.clean();
         }
         self.phase = Phase::Collecting;
         vec![Action::Collect]
+    }
+
+    fn cut_off(&mut self) {
+        self.is_cut_off = true;
+        self.stop.get_or_insert(Stop::Canceled);
     }
 
     fn clean(&mut self) -> Vec<Action> {
@@ -318,7 +332,8 @@ impl Attempt {
     }
 
     fn outcome(&mut self, now: Timestamp) -> Outcome {
-        let succeeded = self.exit == Some(ExitStatus::Code(0)) && self.failure.is_none();
+        let is_whole = self.failure.is_none() && !self.is_cut_off;
+        let succeeded = self.exit == Some(ExitStatus::Code(0)) && is_whole;
         let verdict = match self.stop {
             Some(Stop::TimedOut) => Verdict::TimedOut,
             Some(Stop::Fenced) => Verdict::Canceled,

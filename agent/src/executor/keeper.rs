@@ -7,7 +7,7 @@
 //!   Orders are carried out all the same. After [`PATIENCE`] of failed writes the attempts whose records wait fail.
 //! - What the journal holds as unfinished at the start was lost with the process that executed it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,12 +16,13 @@ use packrun_protocol::control::Assignment;
 use packrun_protocol::id::AttemptId;
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Verdict;
-use packrun_protocol::time::{Clock, Timestamp};
+use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use self::kept::{Kept, ended};
 use self::lost::give_up_lost;
+use self::write::Unwritten;
 use super::ipc::{self, Desk, Order, Port, Request};
 use super::{Command, Event, Executor, Isolation, Settings, StartError, StartOrder};
 use crate::spool::{Journal, JournalConfig, Record, SpoolError};
@@ -30,6 +31,7 @@ mod kept;
 mod lost;
 #[cfg(test)]
 mod tests;
+mod write;
 
 /// How long writes may fail before the attempts that wait for them do.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,7 +56,8 @@ pub enum KeeperError {
     Thread(std::io::Error),
 }
 
-/// A running keeper. It ends when the orders' senders are dropped, after the ends of all attempts are written.
+/// A running keeper. It ends when the orders' senders are dropped, or the executor is gone, after the ends of all
+/// attempts are written.
 #[derive(Debug)]
 pub struct Keeper {
     /// To be joined.
@@ -88,6 +91,7 @@ pub fn start(
         outbox: VecDeque::new(),
         grown,
         unwritten: None,
+        unsettled: BTreeSet::new(),
         is_stopping: false,
     };
     let thread = thread::Builder::new()
@@ -108,6 +112,8 @@ struct State {
     outbox: VecDeque<Request>,
     grown: tokio::sync::watch::Sender<u64>,
     unwritten: Option<Unwritten>,
+    /// Settled, and the journal doesn't say so yet.
+    unsettled: BTreeSet<AttemptId>,
     is_stopping: bool,
 }
 
@@ -116,13 +122,6 @@ enum Turn {
     Ordered(usize),
     Happened(usize),
     Retry,
-}
-
-/// Records that the journal did not take.
-struct Unwritten {
-    records: Vec<Record>,
-    since: Timestamp,
-    retry_at: Timestamp,
 }
 
 impl State {
@@ -154,8 +153,9 @@ impl State {
                 }
                 Turn::Ordered(_) => self.carry_out(&mut ordered).await,
                 Turn::Happened(0) => {
-                    is_alive = false;
                     self.executor_gone(is_ordered);
+                    // Nobody is to think that anything is carried out any more.
+                    (is_ordered, is_alive) = (false, false);
                 }
                 Turn::Happened(_) => self.take_down(&mut happened),
                 Turn::Retry => self.write_again().await,
@@ -165,28 +165,24 @@ impl State {
 
     /// Writes down what has to be before it is done, then does it.
     async fn carry_out(&mut self, orders: &mut Vec<Order>) {
-        let mut records = Vec::new();
+        let (mut assigned, mut settled) = (BTreeMap::new(), Vec::new());
         for order in orders.iter() {
             match order {
                 Order::Start { epoch, assignment, .. }
                     if !self.attempts.contains_key(&assignment.attempt) =>
                 {
-                    records.push(Record::Assigned { attempt: assignment.attempt, epoch: *epoch });
+                    assigned.insert(assignment.attempt, *epoch);
                 }
-                Order::Forget(attempts) => records.extend(attempts.iter().copied().map(Record::Settled)),
+                Order::Forget(attempts) => settled.extend(attempts),
                 _ => {}
             }
         }
-        let refusal = self.append(records).err().map(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "the journal takes no assignments");
-            format!(
-                "the agent can't write its journal: {error}; see its log and the disk of its state folder"
-            )
-        });
+        let refusals = self.assign(assigned);
+        self.settle(settled);
         for order in orders.drain(..) {
             match order {
                 Order::Start { assignment, .. } if self.attempts.contains_key(&assignment.attempt) => {}
-                Order::Start { agent, assignment, .. } => match &refusal {
+                Order::Start { agent, assignment, .. } => match refusals.get(&assignment.attempt) {
                     Some(reason) => self.fail(assignment.attempt, reason, 0),
                     None => self.start(agent, assignment).await,
                 },
@@ -321,72 +317,6 @@ impl State {
         });
         let records = records.collect();
         self.write(records);
-    }
-
-    /// Writes down what happened, or keeps it to be written later.
-    fn write(&mut self, records: Vec<Record>) {
-        if let Some(unwritten) = &mut self.unwritten {
-            return unwritten.records.extend(records);
-        }
-        if let Err(error) = self.append(records.iter().cloned()) {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the journal can't be written; jobs wait"
-            );
-            let since = self.clock.now();
-            self.unwritten = Some(Unwritten { records, since, retry_at: since + RETRY });
-        }
-    }
-
-    /// Tries once more. Whatever was written the first time is written again; a reader doesn't mind.
-    async fn write_again(&mut self) {
-        let Some(mut unwritten) = self.unwritten.take() else { return };
-        let now = self.clock.now();
-        let Err(error) = self.append(unwritten.records.iter().cloned()) else {
-            tracing::info!("the journal can be written again");
-            return;
-        };
-        if now.since(unwritten.since) < PATIENCE {
-            unwritten.retry_at = now + RETRY;
-            self.unwritten = Some(unwritten);
-            return;
-        }
-        let reason = format!("its output can't be kept: {error}; see the disk of the agent's state folder");
-        let attempts: BTreeSet<AttemptId> = unwritten.records.iter().map(Record::attempt).collect();
-        tracing::error!(attempts = attempts.len(), reason, "attempts fail");
-        for attempt in attempts {
-            let entries = self.attempts.get(&attempt).map_or(0, |kept| kept.written);
-            if let Some(kept) = self.attempts.get_mut(&attempt) {
-                kept.is_forgotten = true;
-            }
-            self.command(Command::Kill(attempt)).await;
-            self.fail(attempt, &reason, entries);
-        }
-    }
-
-    fn fail(&mut self, attempt: AttemptId, reason: &str, entries: u64) {
-        let outcome = ended(Verdict::Failed, reason, entries, self.clock.now());
-        self.outbox.push_back(Request::Failed { attempt, outcome });
-    }
-
-    fn append(&mut self, records: impl IntoIterator<Item = Record>) -> Result<(), SpoolError> {
-        let mut records = records.into_iter().peekable();
-        if records.peek().is_none() {
-            return Ok(());
-        }
-        let records: Vec<_> = records.collect();
-        let written = self.journal.append(records.iter().cloned());
-        // Some may have been written even then.
-        self.grown.send_modify(|times| *times = times.wrapping_add(1));
-        written?;
-        for record in &records {
-            if let Record::Block(block) = record
-                && let Some(kept) = self.attempts.get_mut(&block.attempt())
-            {
-                kept.written = block.next_seq();
-            }
-        }
-        Ok(())
     }
 }
 

@@ -17,7 +17,9 @@
 //! processes (as far as the host's [`Isolation`] reaches) and its workspace are gone. When the queue of events is
 //! full, pipes are not read: jobs are slowed by their own output, and nothing is dropped.
 
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -141,15 +143,15 @@ pub struct Settings {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The folder of the workspaces can't be made or read.
-    #[error("failed to prepare the workspaces' folder {}: {source}", path.display())]
+    #[error("failed to prepare the workspaces' folder {}: {why}", path.display())]
     Workspaces {
         /// The folder.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why; in the text already.
+        why: io::Error,
     },
     /// The host refuses what is needed to run anything, or the isolation that was insisted on.
-    #[error("failed to set up the execution of processes: {0}")]
+    #[error("failed to set up the execution of processes")]
     Host(#[from] io::Error),
 }
 
@@ -169,8 +171,9 @@ pub struct Executor {
 /// # Errors
 /// When the folder or the host isn't fit for it.
 pub fn start(settings: Settings, clock: Clock) -> Result<Executor, StartError> {
-    let refused = |source| StartError::Workspaces { path: settings.workspaces.clone(), source };
-    std::fs::create_dir_all(&settings.workspaces).map_err(refused)?;
+    let refused = |why| StartError::Workspaces { path: settings.workspaces.clone(), why };
+    let mut maker = DirBuilder::new();
+    maker.recursive(true).mode(0o700).create(&settings.workspaces).map_err(refused)?;
     let mut spawner = spawn::Spawner::new()?;
     let forest = tree::Forest::plant(&settings.workspaces, &mut spawner, settings.isolation)?;
     let leftovers = std::fs::read_dir(&settings.workspaces).map_err(refused)?;

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use super::PRIORITY_ARTIFACT;
-use super::transfer::{Transfers, blocking};
+use super::transfer::{Stalled, Transfers, answered, blocking, moved};
 use crate::artifacts::collect::{self, Collection, KeptFile};
 use crate::artifacts::folder::Folder;
 
@@ -35,6 +35,8 @@ enum UploadError {
     Final(Reason),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Stalled(#[from] Stalled),
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -128,13 +130,15 @@ async fn try_upload(
     file: &KeptFile,
 ) -> Result<(), UploadError> {
     let content = file.content;
-    let (send, receive) =
-        connection.open_bi().await.map_err(quinn::WriteError::ConnectionLost).map_err(WriteError::Stream)?;
+    let (send, receive) = moved(connection.open_bi())
+        .await?
+        .map_err(quinn::WriteError::ConnectionLost)
+        .map_err(WriteError::Stream)?;
     let _ = send.set_priority(PRIORITY_ARTIFACT);
     let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
     let upload = Upload { attempt, name: file.name.clone(), path: file.path.clone(), content };
-    writer.send(&StreamHeader::Upload(upload)).await?;
-    let offset = match reader.expect().await? {
+    moved(writer.send(&StreamHeader::Upload(upload))).await??;
+    let offset = match answered(reader.expect()).await?? {
         UploadAnswer::Have => return Ok(()),
         UploadAnswer::Refused(reason) => return Err(UploadError::Final(reason)),
         UploadAnswer::SendFrom(offset) if offset > content.size => {
@@ -155,7 +159,7 @@ async fn try_upload(
         Err(UploadError::Write(WriteError::Stream(quinn::WriteError::Stopped(_)))) => {}
         Err(error) => return Err(error),
     }
-    match reader.expect().await? {
+    match answered(reader.expect()).await?? {
         UploadEnd::Committed => Ok(()),
         UploadEnd::Refused(reason) => Err(UploadError::Final(reason)),
     }
@@ -184,7 +188,7 @@ async fn send_bytes(
             return Err(UploadError::failed(&format!("artifact `{path}` became shorter while it was sent")));
         }
         left -= bytes.len() as u64;
-        writer.stream().write_chunk(bytes.into()).await.map_err(WriteError::Stream)?;
+        moved(writer.stream().write_chunk(bytes.into())).await?.map_err(WriteError::Stream)?;
         file = same;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Getting through to a coordinator: the addresses in turn, the wait between two tries, and what a refusal means.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub enum DialError {
         #[source]
         source: quinn::ConnectError,
     },
-    /// Nobody answers, or another than the coordinator.
+    /// Nobody answers, or not as a coordinator does.
     #[error("failed to connect to {address}")]
     Connect {
         /// To which address.
@@ -65,6 +65,18 @@ pub enum DialError {
     #[error("the connection to {address} was lost at once")]
     Lost {
         /// To which address.
+        address: String,
+        /// Why.
+        #[source]
+        source: ConnectionError,
+    },
+    /// Somebody answers whom the agent doesn't believe.
+    #[error(
+        "whoever answers at {address} has another CA than the coordinator that this agent joined; if that is \
+         right, join again with a token of this coordinator"
+    )]
+    Stranger {
+        /// At which address.
         address: String,
         /// Why.
         #[source]
@@ -87,7 +99,7 @@ pub(super) struct Dialed {
 }
 
 /// Connects to `address`, `host:port`; of several that it resolves to, to the first that answers.
-/// Each may take `limit`.
+/// Each may take `limit`, and so may finding them.
 ///
 /// # Errors
 /// When none does.
@@ -97,8 +109,11 @@ pub(super) async fn dial(
     limit: Duration,
 ) -> Result<Dialed, DialError> {
     let unresolved = |why: String| DialError::Address { address: address.clone(), why };
-    let resolved: Vec<SocketAddr> =
-        tokio::net::lookup_host(&address).await.map_err(|error| unresolved(error.to_string()))?.collect();
+    let resolved = tokio::time::timeout(limit, tokio::net::lookup_host(&address)).await;
+    let resolved: Vec<SocketAddr> = resolved
+        .map_err(|_| unresolved("it takes too long".to_owned()))?
+        .map_err(|error| unresolved(error.to_string()))?
+        .collect();
     let mut last = unresolved("it has no address".to_owned());
     for socket in resolved {
         let local: SocketAddr = match socket {
@@ -112,11 +127,18 @@ pub(super) async fn dial(
                 continue;
             }
         };
-        let connecting = endpoint
-            .connect_with(config.clone(), socket, COORDINATOR_NAME)
-            .map_err(|source| DialError::Start { address: address.clone(), source })?;
+        let connecting = match endpoint.connect_with(config.clone(), socket, COORDINATOR_NAME) {
+            Ok(connecting) => connecting,
+            Err(source) => {
+                last = DialError::Start { address: address.clone(), source };
+                continue;
+            }
+        };
         match tokio::time::timeout(limit, connecting).await {
             Ok(Ok(connection)) => return Ok(Dialed { connection, endpoint, address }),
+            Ok(Err(source)) if is_tls(&source) => {
+                last = DialError::Stranger { address: address.clone(), source };
+            }
             Ok(Err(source)) => last = DialError::Connect { address: address.clone(), source },
             Err(_) => last = DialError::Silent { address: address.clone() },
         }
@@ -125,12 +147,29 @@ pub(super) async fn dial(
 }
 
 impl DialError {
+    /// Where nobody was reached; `None` when nobody was looked for.
+    pub(super) fn address(&self) -> Option<&str> {
+        match self {
+            Self::Address { address, .. }
+            | Self::Start { address, .. }
+            | Self::Connect { address, .. }
+            | Self::Lost { address, .. }
+            | Self::Stranger { address, .. }
+            | Self::Silent { address } => Some(address),
+            Self::Socket(_) => None,
+        }
+    }
+
     /// Whether somebody answered whom the agent doesn't believe.
     #[must_use]
     pub fn is_stranger(&self) -> bool {
-        let Self::Connect { source: ConnectionError::TransportError(error), .. } = self else { return false };
-        TLS_ALERT.contains(&error.code.into())
+        matches!(self, Self::Stranger { .. })
     }
+}
+
+/// Whether TLS ended the handshake.
+fn is_tls(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::TransportError(error) if TLS_ALERT.contains(&error.code.into()))
 }
 
 /// Why a coordinator doesn't let this agent in.
@@ -212,6 +251,8 @@ pub(super) fn jittered(wait: Duration) -> Duration {
 pub(super) struct Addresses {
     given: VecDeque<String>,
     hints: VecDeque<String>,
+    /// Where the agent was refused when it was there last.
+    refused: BTreeSet<String>,
     backoff: Backoff,
     waited: Duration,
 }
@@ -221,6 +262,7 @@ impl Addresses {
         Self {
             given: given.into(),
             hints: VecDeque::new(),
+            refused: BTreeSet::new(),
             backoff: Backoff::new(RETRY),
             waited: Duration::ZERO,
         }
@@ -262,11 +304,59 @@ impl Addresses {
 
     /// It worked.
     pub(super) fn succeeded(&mut self) {
-        self.backoff.reset();
+        self.refused.clear();
         self.hints.clear();
+    }
+
+    /// It lasted: the next one is tried soon.
+    pub(super) fn calm(&mut self) {
+        self.backoff.reset();
+    }
+
+    /// The agent is refused at `address`; gives whether it is at every one that was given. What others said of
+    /// more addresses doesn't count.
+    pub(super) fn refused(&mut self, address: &str) -> bool {
+        if self.given.iter().any(|given| given == address) {
+            self.refused.insert(address.to_owned());
+        }
+        self.given.iter().all(|given| self.refused.contains(given))
+    }
+
+    /// A try at `address` ended in another way.
+    pub(super) fn not_refused(&mut self, address: &str) {
+        self.refused.remove(address);
     }
 
     pub(super) fn len(&self) -> usize {
         self.given.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_refused_once_every_given_address_does() {
+        let mut addresses = Addresses::new(vec!["a:1".to_owned(), "b:1".to_owned()]);
+        assert!(!addresses.refused("a:1") && !addresses.refused("a:1"), "twice the same is one");
+        assert!(!addresses.refused("hint:1"), "nobody gave it");
+        addresses.not_refused("a:1");
+        assert!(!addresses.refused("b:1"));
+        assert!(addresses.refused("a:1"));
+        addresses.succeeded();
+        assert!(!addresses.refused("b:1"));
+    }
+
+    #[test]
+    fn waits_grow_until_a_connection_lasts() {
+        let mut addresses = Addresses::new(vec!["a:1".to_owned()]);
+        for _ in 0..20 {
+            addresses.wait();
+            addresses.succeeded();
+        }
+        assert!(addresses.wait() >= RETRY.end / 2);
+        addresses.calm();
+        assert!(addresses.wait() <= RETRY.start);
     }
 }

@@ -11,6 +11,7 @@ use packrun_protocol::quic::{
 };
 use packrun_protocol::state::Reason;
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer};
+use quinn::Connection;
 use thiserror::Error;
 
 use super::dial::{Addresses, DialError, dial};
@@ -77,7 +78,8 @@ pub(super) async fn join(
         match join_at(address.clone(), addresses.limit(), token, &request, name).await {
             Ok((certificate_pem, ca_pem)) => {
                 addresses.succeeded();
-                return Ok(store.join(&ca_pem, Identity { certificate_pem, key_pem })?);
+                addresses.calm();
+                return Ok(store.join(token.id, &ca_pem, Identity { certificate_pem, key_pem })?);
             }
             Err(TryError::Final(error)) => return Err(error),
             Err(TryError::Dial(error)) if error.is_stranger() => {
@@ -109,18 +111,9 @@ async fn join_at(
 ) -> Result<(String, String), TryError> {
     let config = join_config(JoinConfig { ca: token.ca }).map_err(EnrolError::Tls)?;
     let dialed = dial(address, config, limit).await?;
-    let (send, receive) = dialed
-        .connection
-        .open_bi()
-        .await
-        .map_err(quinn::WriteError::ConnectionLost)
-        .map_err(WriteError::Stream)?;
-    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
     let enrol = Enrol { token: token.id, secret: token.secret, request: request.clone(), name: name.clone() };
-    writer.send(&enrol).await?;
-    let _ = writer.stream().finish();
-    let answer =
-        tokio::time::timeout(ANSWER_LIMIT, reader.expect()).await.map_err(|_| TryError::Silent)??;
+    let answer = tokio::time::timeout(ANSWER_LIMIT, exchange(&dialed.connection, &enrol));
+    let answer = answer.await.map_err(|_| TryError::Silent)??;
     close(&dialed.connection, CloseCode::Done, "");
     match answer {
         EnrolAnswer::Refused(reason) => Err(EnrolError::Refused(reason).into()),
@@ -136,4 +129,13 @@ async fn join_at(
             Ok((certificate.as_str().to_owned(), ca.as_str().to_owned()))
         }
     }
+}
+
+async fn exchange(connection: &Connection, enrol: &Enrol) -> Result<EnrolAnswer, TryError> {
+    let (send, receive) =
+        connection.open_bi().await.map_err(quinn::WriteError::ConnectionLost).map_err(WriteError::Stream)?;
+    let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive));
+    writer.send(enrol).await?;
+    let _ = writer.stream().finish();
+    Ok(reader.expect().await?)
 }

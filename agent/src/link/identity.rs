@@ -1,5 +1,6 @@
 //! The agent's identity on disk: `ca.pem`, `agent.pem` and `agent.key.pem`, readable by their owner alone, each
-//! written whole or not at all.
+//! written whole or not at all. `joined` holds the id of the join token that it came from, so that another token
+//! is seen to be one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,13 +10,14 @@ use std::path::{Path, PathBuf};
 use packrun_protocol::bounded::TooLong;
 use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
 use packrun_protocol::control::Pem;
-use packrun_protocol::id::Digest;
+use packrun_protocol::id::{Digest, TokenId};
 use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
 use thiserror::Error;
 
 const CA: &str = "ca.pem";
 const CERTIFICATE: &str = "agent.pem";
 const KEY: &str = "agent.key.pem";
+const JOINED: &str = "joined";
 
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -42,14 +44,14 @@ pub enum IdentityError {
         source: TlsError,
     },
     /// The operating system refuses.
-    #[error("failed to {action} {}: {source}", path.display())]
+    #[error("failed to {action} {}: {why}", path.display())]
     File {
         /// What was tried.
         action: &'static str,
         /// On which file.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not; in the text already.
+        why: io::Error,
     },
 }
 
@@ -118,12 +120,23 @@ impl Store {
         Ok(key)
     }
 
-    /// Keeps what a join has brought.
-    pub(super) fn join(&self, ca_pem: &str, identity: Identity) -> Result<Member, IdentityError> {
+    /// Whether the identity came from this token.
+    pub(super) fn is_of(&self, token: TokenId) -> Result<bool, IdentityError> {
+        Ok(self.read(JOINED)?.is_some_and(|joined| joined.trim() == token.to_string()))
+    }
+
+    /// Keeps what a join with `token` has brought.
+    pub(super) fn join(
+        &self,
+        token: TokenId,
+        ca_pem: &str,
+        identity: Identity,
+    ) -> Result<Member, IdentityError> {
         let member = Member::new(&self.folder, ca_pem.to_owned(), identity)?;
         self.write(KEY, &member.identity.key_pem)?;
         self.write(CA, ca_pem)?;
         self.write(CERTIFICATE, &member.identity.certificate_pem)?;
+        self.write(JOINED, &format!("{token}\n"))?;
         Ok(member)
     }
 
@@ -149,17 +162,17 @@ impl Store {
         match read {
             Ok(_) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(IdentityError::File { action: "read", path, source }),
+            Err(why) => Err(IdentityError::File { action: "read", path, why }),
         }
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), IdentityError> {
         let path = self.folder.join(name);
         let written = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        written.and_then(|()| write_whole(&path, text.as_bytes())).map_err(|source| IdentityError::File {
+        written.and_then(|()| write_whole(&path, text.as_bytes())).map_err(|why| IdentityError::File {
             action: "write",
             path,
-            source,
+            why,
         })
     }
 }

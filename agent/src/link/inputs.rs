@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use super::PRIORITY_ARTIFACT;
-use super::transfer::{Transfers, Tries, blocking};
+use super::transfer::{Stalled, Transfers, Tries, answered, blocking, moved};
 use crate::artifacts::cache::{Blob, CacheError, Claim, Download, Vacancy};
 use crate::artifacts::collect::FILES_MAX;
 use crate::artifacts::folder::Folder;
@@ -40,6 +40,8 @@ enum FetchError {
     Damaged(Reason),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Stalled(#[from] Stalled),
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -161,7 +163,7 @@ impl Persistence {
                 self.damages += 1;
                 if self.damages == DAMAGES_MAX { Err(reason) } else { Ok(()) }
             }
-            FetchError::Read(_) | FetchError::Write(_) => Ok(()),
+            FetchError::Read(_) | FetchError::Stalled(_) | FetchError::Write(_) => Ok(()),
         }
     }
 }
@@ -171,11 +173,13 @@ async fn open(
     connection: &Connection,
     header: &StreamHeader,
 ) -> Result<(FrameWriter, FrameReader), FetchError> {
-    let (send, receive) =
-        connection.open_bi().await.map_err(quinn::WriteError::ConnectionLost).map_err(WriteError::Stream)?;
+    let (send, receive) = moved(connection.open_bi())
+        .await?
+        .map_err(quinn::WriteError::ConnectionLost)
+        .map_err(WriteError::Stream)?;
     let _ = send.set_priority(PRIORITY_ARTIFACT);
     let mut writer = FrameWriter::new(send);
-    writer.send(header).await?;
+    moved(writer.send(header)).await??;
     let _ = writer.stream().finish();
     Ok((writer, FrameReader::new(receive)))
 }
@@ -188,7 +192,7 @@ async fn list(
     let (_writer, mut reader) = open(connection, &header).await?;
     let mut files = Vec::new();
     loop {
-        match reader.expect().await? {
+        match answered(reader.expect()).await?? {
             InputAnswer::File { path, content } if files.len() < FILES_MAX => files.push((path, content)),
             InputAnswer::File { .. } => {
                 return Err(FetchError::failed(&format!("an input has more than {FILES_MAX} files")));
@@ -227,7 +231,7 @@ async fn download(
     let offset = download.offset();
     let header = StreamHeader::Download { attempt, digest: content.digest, offset };
     let (_writer, mut reader) = open(connection, &header).await?;
-    match reader.expect().await? {
+    match answered(reader.expect()).await?? {
         DownloadAnswer::Refused(reason) => return Err(FetchError::Final(reason)),
         DownloadAnswer::Bytes(bytes) if bytes.checked_add(offset) == Some(content.size) => {}
         DownloadAnswer::Bytes(_) => {
@@ -235,7 +239,7 @@ async fn download(
         }
     }
     let mut batch = Vec::with_capacity(WRITE_BYTES);
-    while let Some(bytes) = reader.raw().await? {
+    while let Some(bytes) = moved(reader.raw()).await?? {
         batch.extend_from_slice(&bytes);
         if batch.len() >= WRITE_BYTES {
             (download, batch) = write(download, batch).await?;

@@ -13,6 +13,7 @@ use packrun_protocol::block::Block;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::limit;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::spool::{Follower, Phase, Record, SpoolError};
 
@@ -47,6 +48,8 @@ enum Question {
     Blocks { attempt: AttemptId, from: u64, answer: oneshot::Sender<Vec<Block>> },
     /// Which entry of an attempt is not acknowledged.
     Acked(AttemptId, oneshot::Sender<u64>),
+    /// When everything of an attempt before an entry is acknowledged.
+    Safe { attempt: AttemptId, next_seq: u64, answer: oneshot::Sender<()> },
     /// Everything before these entries was acknowledged.
     Ack(Vec<(AttemptId, u64)>),
 }
@@ -73,6 +76,7 @@ impl Reader {
             follower: Follower::new(folder),
             waiting: HashMap::new(),
             acked: HashMap::new(),
+            to_be_acked: HashMap::new(),
             news: VecDeque::new(),
             is_behind: true,
             has_begun: false,
@@ -101,6 +105,16 @@ impl Reader {
         if asked.is_ok() { answered.await.unwrap_or(0) } else { 0 }
     }
 
+    /// Waits until every entry of `attempt` before `next_seq` is acknowledged.
+    ///
+    /// # Errors
+    /// When nobody wants to know any more.
+    pub(super) async fn safe(&self, attempt: AttemptId, next_seq: u64) -> Result<(), Unread> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Question::Safe { attempt, next_seq, answer }).await.map_err(|_| Unread)?;
+        answered.await.map_err(|_| Unread)
+    }
+
     /// Blocks with entries before these are wanted no more.
     pub(super) async fn acknowledge(&self, acks: Vec<(AttemptId, u64)>) {
         // Without a reader there is nothing to forget.
@@ -108,10 +122,18 @@ impl Reader {
     }
 }
 
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct State {
     follower: Follower,
     waiting: HashMap<AttemptId, (u64, oneshot::Sender<Vec<Block>>)>,
     acked: HashMap<AttemptId, u64>,
+    to_be_acked: HashMap<AttemptId, (u64, oneshot::Sender<()>)>,
     news: VecDeque<News>,
     /// Whether there may be more to read.
     is_behind: bool,
@@ -131,17 +153,19 @@ impl State {
         news: mpsc::Sender<News>,
         mut grown: watch::Receiver<u64>,
     ) {
+        let mut retry_at: Option<Instant> = None;
         loop {
             // What isn't taken is not read, so the queue of news stays short; nor do questions wait for long.
             for _ in 0..READS_MAX {
-                if !self.is_behind || self.news.len() >= NEWS_MAX {
+                if retry_at.is_some() || !self.is_behind || self.news.len() >= NEWS_MAX {
                     break;
                 }
                 if let Err(error) = self.read() {
                     tracing::error!(error = &error as &dyn std::error::Error, "the journal can't be read");
-                    tokio::time::sleep(RETRY).await;
+                    retry_at = Some(Instant::now() + RETRY);
                 }
             }
+            let reads_on = retry_at.is_none() && self.is_behind && self.news.len() < NEWS_MAX;
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
                 biased;
@@ -152,12 +176,20 @@ impl State {
                     continue;
                 }
                 question = questions.recv() => Turn::Question(question),
-                () = std::future::ready(()), if self.is_behind && self.news.len() < NEWS_MAX => continue,
-                changed = grown.changed(), if !self.is_behind => Turn::Grown(changed.is_ok()),
+                () = std::future::ready(()), if reads_on => continue,
+                () = sleep_until(retry_at), if retry_at.is_some() => {
+                    retry_at = None;
+                    continue;
+                }
+                changed = grown.changed(), if !self.is_behind || retry_at.is_some() => Turn::Grown(changed.is_ok()),
             };
             match turn {
                 Turn::Grown(true) => self.is_behind = true,
-                Turn::Grown(false) | Turn::Question(None) => return self.finish(&news).await,
+                Turn::Grown(false) | Turn::Question(None) => {
+                    // Whoever asks would wait for an answer, and not take the news.
+                    drop(questions);
+                    return self.finish(&news).await;
+                }
                 Turn::Question(Some(question)) => self.answer(question),
             }
         }
@@ -205,6 +237,7 @@ impl State {
                 self.news.push_back(News::Record(record));
                 self.acked.remove(&attempt);
                 self.waiting.remove(&attempt);
+                self.to_be_acked.remove(&attempt);
             }
             record => self.news.push_back(News::Record(record)),
         }
@@ -223,6 +256,13 @@ impl State {
             Question::Acked(attempt, answer) => {
                 let _ = answer.send(self.acked.get(&attempt).copied().unwrap_or(0));
             }
+            Question::Safe { attempt, next_seq, answer } => {
+                if self.to_be_acked.len() >= limit::HELD_ATTEMPTS_MAX {
+                    self.to_be_acked.retain(|_, (_, answer)| !answer.is_closed());
+                }
+                self.to_be_acked.insert(attempt, (next_seq, answer));
+                self.answer_safe(attempt);
+            }
             Question::Ack(acks) => {
                 for (attempt, next_seq) in acks {
                     self.follower.index_mut().acknowledge(attempt, next_seq);
@@ -230,8 +270,19 @@ impl State {
                         let acked = self.acked.entry(attempt).or_default();
                         *acked = next_seq.max(*acked);
                     }
+                    self.answer_safe(attempt);
                 }
             }
+        }
+    }
+
+    /// Answers who waits for acknowledgements of `attempt`, if they have come.
+    fn answer_safe(&mut self, attempt: AttemptId) {
+        let acked = self.acked.get(&attempt).copied().unwrap_or(0);
+        if self.to_be_acked.get(&attempt).is_some_and(|(next_seq, _)| *next_seq <= acked)
+            && let Some((_, answer)) = self.to_be_acked.remove(&attempt)
+        {
+            let _ = answer.send(());
         }
     }
 
@@ -272,5 +323,43 @@ impl State {
             blocks.push(block);
         }
         Ok((!blocks.is_empty() || has_ended).then_some(blocks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use packrun_protocol::id::{AttemptNumber, JobRunId};
+
+    use super::*;
+    use crate::spool::{Journal, JournalConfig};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn attempt(n: u8) -> AttemptId {
+        AttemptId { job_run: JobRunId::from_bytes([n; 16]), number: AttemptNumber::FIRST }
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered_while_the_journal_cannot_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_grown, changes) = watch::channel(0);
+        let (reader, _news) = Reader::start(folder.path().join("none"), changes).unwrap();
+        tokio::time::timeout(PATIENCE, reader.acked(attempt(1))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_ends_holds_nobody_up_who_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), JournalConfig::default()).unwrap();
+        let assigned = |n| Record::Assigned { attempt: attempt((n % 256) as u8), epoch: Epoch(1) };
+        journal.append((0..NEWS_MAX + 50).map(assigned)).unwrap();
+        let (grown, changes) = watch::channel(0);
+        let (reader, mut news) = Reader::start(folder.path().to_owned(), changes).unwrap();
+        drop(grown);
+        // Nobody takes the news meanwhile.
+        for _ in 0..2 * QUESTIONS_MAX {
+            tokio::time::timeout(PATIENCE, reader.acknowledge(Vec::new())).await.unwrap();
+        }
+        while news.recv().await.is_some() {}
     }
 }

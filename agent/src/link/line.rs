@@ -53,14 +53,20 @@ impl Line {
     pub(super) fn dial(address: String, config: ClientConfig, limit: Duration) -> Self {
         let mut dialing = JoinSet::new();
         dialing.spawn(async move {
-            let dialed = dial(address, config, limit).await?;
-            match Control::open(&dialed.connection).await {
-                Ok(control) => Ok(Session { dialed, control, logs: JoinSet::new(), log_of: HashMap::new() }),
-                // Only a lost connection refuses a stream: why it is lost is known, or will be at once.
-                Err(_) => {
-                    let source = dialed.connection.closed().await;
-                    Err(DialError::Lost { address: dialed.address, source })
+            let dialed = dial(address.clone(), config, limit).await?;
+            let opened = tokio::time::timeout(limit, async {
+                match Control::open(&dialed.connection).await {
+                    Ok(control) => Ok(control),
+                    // Only a lost connection refuses a stream: why it is lost is known, or will be at once.
+                    Err(_) => Err(dialed.connection.closed().await),
                 }
+            });
+            match opened.await {
+                Ok(Ok(control)) => {
+                    Ok(Session { dialed, control, logs: JoinSet::new(), log_of: HashMap::new() })
+                }
+                Ok(Err(source)) => Err(DialError::Lost { address, source }),
+                Err(_) => Err(DialError::Silent { address }),
             }
         });
         Self::Dialing(dialing)
@@ -121,6 +127,7 @@ impl Session {
     /// Closes the connection for this reason, and prepares where to go from here.
     pub(super) fn leave(&self, leave: Leave, addresses: &mut Addresses) {
         let (connection, address) = (&self.dialed.connection, &self.dialed.address);
+        addresses.not_refused(address);
         match leave {
             Leave::Protocol(why) => {
                 tracing::error!(address, why, "the coordinator broke the protocol");

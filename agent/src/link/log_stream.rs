@@ -1,5 +1,7 @@
 //! The log of one attempt on its way: blocks from the journal onto a stream of their own, which is opened with the
 //! first of them, so that a silent job costs none. A stream that fails is opened again from what is acknowledged.
+//!
+//! That the other end has all bytes says nothing of its disk: a log is done when its end is acknowledged.
 
 use std::time::Duration;
 
@@ -17,6 +19,9 @@ use super::journal::{Reader, Unread};
 /// How long is waited after a stream failed on a connection that lives.
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(100)..Duration::from_secs(5);
 
+/// How long is waited for the end's acknowledgement before the rest is sent again.
+const ACK_LIMIT: std::ops::Range<Duration> = Duration::from_secs(5)..Duration::from_secs(60);
+
 /// Why a log's stream failed.
 #[derive(Debug, Error)]
 enum SendError {
@@ -26,21 +31,32 @@ enum SendError {
     Write(#[from] WriteError),
 }
 
-/// Sends the log of `attempt` from entry `from` on, until its end or that of the connection.
-pub(super) async fn send(connection: Connection, reader: Reader, attempt: AttemptId, mut from: u64) {
-    let mut backoff = Backoff::new(RETRY);
+/// Sends the log of `attempt` from entry `from` on, before which the coordinator has all, until the end of it is
+/// acknowledged or the connection is gone.
+pub(super) async fn send(connection: Connection, reader: Reader, attempt: AttemptId, from: u64) {
+    let (mut backoff, mut patience) = (Backoff::new(RETRY), Backoff::new(ACK_LIMIT));
+    let (known, mut next) = (from, from);
     loop {
-        let start = from;
-        let Err(error) = send_once(&connection, &reader, attempt, &mut from).await else { return };
+        let start = next;
+        let sent = send_once(&connection, &reader, attempt, &mut next).await;
         if connection.close_reason().is_some() {
             return;
         }
-        if from > start {
-            backoff.reset();
+        match sent {
+            Ok(()) if next <= known => return,
+            Ok(()) => match tokio::time::timeout(patience.next(), reader.safe(attempt, next)).await {
+                Ok(_) => return,
+                Err(_) => tracing::warn!(%attempt, "the end of a log is not acknowledged; it is sent again"),
+            },
+            Err(error) => {
+                if next > start {
+                    backoff.reset();
+                }
+                tracing::warn!(%attempt, %error, "a log's stream failed and is opened again");
+                tokio::time::sleep(backoff.next()).await;
+            }
         }
-        tracing::warn!(%attempt, %error, "a log's stream failed and is opened again");
-        tokio::time::sleep(backoff.next()).await;
-        from = reader.acked(attempt).await;
+        next = reader.acked(attempt).await.max(known);
     }
 }
 

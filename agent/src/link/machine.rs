@@ -39,6 +39,9 @@ pub const FRESH: Duration = Duration::from_secs(10);
 /// How long the coordinator may take for its Welcome, and for the answer to a ping beyond three heartbeats.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a coordinator waits for an agent that is away, as long as none has said.
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(60);
+
 /// How long is waited before a renewal is asked for again.
 pub const RENEW_RETRY: Duration = Duration::from_secs(60);
 
@@ -172,6 +175,7 @@ pub struct Machine {
     /// Assignments that wait for a fresh sign of the coordinator.
     waiting: VecDeque<(Epoch, Assignment)>,
     offset: OffsetFilter,
+    lease: Duration,
     renew_at: Option<Timestamp>,
 }
 
@@ -188,6 +192,7 @@ impl Machine {
             session: Session::Away,
             waiting: VecDeque::new(),
             offset: OffsetFilter::default(),
+            lease: LEASE_DEFAULT,
             renew_at: None,
         }
     }
@@ -219,6 +224,12 @@ impl Machine {
     #[must_use]
     pub fn offset(&self) -> Option<ClockOffset> {
         self.offset.best()
+    }
+
+    /// How long the coordinator waits for this agent when it is away; at most an hour.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// When [`Input::Tick`] is due.

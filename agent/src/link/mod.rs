@@ -26,11 +26,13 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use self::dial::Addresses;
+use self::enrol::EnrolError;
 use self::identity::{Member, Store};
 use self::journal::{News, Reader};
 use self::machine::{Input, Machine, Profile};
 use self::session::Link;
 use crate::artifacts::cache::{Cache, CacheError};
+use crate::config::{ConfigError, read_join_token};
 use crate::executor::ipc::Port;
 
 mod artifact_stream;
@@ -78,6 +80,8 @@ pub struct LinkSettings {
     pub profile: Profile,
     /// To join with, if it hasn't yet.
     pub join_token: Option<JoinToken>,
+    /// A file with that token, which is asked if there is none.
+    pub join_token_file: Option<PathBuf>,
     /// Bytes of inputs that are kept for later.
     pub cache_bytes: u64,
 }
@@ -114,6 +118,9 @@ pub enum LinkError {
     /// The host gives no thread.
     #[error("failed to start a thread")]
     Thread(#[source] std::io::Error),
+    /// The file with the join token can't be used.
+    #[error(transparent)]
+    Token(#[from] ConfigError),
 }
 
 /// Serves a coordinator until `stop` says otherwise.
@@ -157,7 +164,8 @@ async fn stopped(stop: &mut watch::Receiver<Stop>) {
     }
 }
 
-/// The identity that is there, or a new one.
+/// The identity that is there, or a new one. A token that it didn't come from was given to get another: the
+/// coordinator may not know the agent any more, and says so only to whom it lets in.
 async fn member(
     settings: &LinkSettings,
     store: &Store,
@@ -165,19 +173,32 @@ async fn member(
     clock: Clock,
 ) -> Result<Member, LinkError> {
     let known = store.load()?;
-    let is_valid = |member: &Member| member.certificate.not_after > session::moment(clock).wall;
-    match (known, &settings.join_token) {
-        (Some(member), token)
-            if is_valid(&member) && token.as_ref().is_none_or(|token| token.ca == member.ca) =>
-        {
-            if token.is_some() {
-                tracing::info!("the agent has joined before; the join token is not used");
-            }
+    let was_member = known.is_some();
+    let valid = known.filter(|member| member.certificate.not_after > session::moment(clock).wall);
+    let of_file = settings.join_token_file.as_deref().filter(|_| settings.join_token.is_none());
+    let token = match of_file.map(read_join_token) {
+        Some(Err(error)) if valid.is_some() => {
+            tracing::info!(%error, "the agent has joined before and needs no join token");
+            None
+        }
+        Some(read) => Some(read?),
+        None => settings.join_token.clone(),
+    };
+    let Some(token) = &token else {
+        return valid.ok_or(if was_member { LinkError::Expired } else { LinkError::NotJoined });
+    };
+    let valid = valid.filter(|member| member.ca == token.ca);
+    let Some(member) = valid else { return Ok(enrol::join(addresses, store, token, &settings.name).await?) };
+    if store.is_of(token.id)? {
+        tracing::info!("the agent has joined before; the join token is not used");
+        return Ok(member);
+    }
+    match enrol::join(addresses, store, token, &settings.name).await {
+        Err(EnrolError::Refused(why)) => {
+            tracing::warn!(%why, "the join token is refused; the agent stays who it is");
             Ok(member)
         }
-        (_, Some(token)) => Ok(enrol::join(addresses, store, token, &settings.name).await?),
-        (Some(_), None) => Err(LinkError::Expired),
-        (None, None) => Err(LinkError::NotJoined),
+        joined => Ok(joined?),
     }
 }
 

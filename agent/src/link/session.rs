@@ -29,6 +29,9 @@ use crate::spool::Record;
 /// How long the agent stays to report the ends of what it was told to end.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a session lasts that is no sign of trouble when it ends.
+const LASTING: Duration = Duration::from_secs(10);
+
 /// The file with the coordinator's CA and its highest epoch seen, in the state folder.
 const EPOCH: &str = "epoch";
 
@@ -52,13 +55,21 @@ pub(super) struct Link {
     store: Store,
     member: Member,
     addresses: Addresses,
-    /// How many addresses in a row didn't know our certificate.
-    refusals: usize,
+    /// Since when the coordinator lets the agent in.
+    welcomed_at: Option<Instant>,
     line: Line,
     reader: Reader,
     orders: mpsc::Sender<Order>,
     connections: watch::Sender<Option<Connection>>,
     works: Works,
+}
+
+/// How the agent is stopping.
+#[derive(Clone, Copy)]
+struct Stopping {
+    stop: Stop,
+    /// When it leaves, whatever is left to say.
+    limit: Option<Instant>,
 }
 
 /// What the loop woke up for.
@@ -92,7 +103,7 @@ impl Link {
             store,
             member,
             addresses,
-            refusals: 0,
+            welcomed_at: None,
             line: Line::after(Duration::ZERO),
             reader,
             works: Works::new(Transfers::new(current, cache), orders.clone()),
@@ -111,9 +122,9 @@ impl Link {
         let wanted = *stop.borrow_and_update();
         let mut stopping = self.obey(wanted).await;
         let mut is_told = true;
-        while !self.is_done(stopping) {
+        while !self.is_done(&mut stopping) {
             let deadline = self.machine.deadline().map(|deadline| self.clock.instant(deadline).into());
-            let deadline = deadline.into_iter().chain(stopping.and_then(|(_, limit)| limit)).min();
+            let deadline = deadline.into_iter().chain(stopping.and_then(|stopping| stopping.limit)).min();
             // Nothing is lost when one of these is dropped for another.
             let turn = tokio::select! {
                 changed = stop.changed(), if is_told => match changed {
@@ -168,8 +179,8 @@ impl Link {
         Ok(())
     }
 
-    /// What a stop demands; gives how far it goes and until when it waits.
-    async fn obey(&mut self, stop: Stop) -> Option<(Stop, Option<Instant>)> {
+    /// What a stop demands.
+    async fn obey(&mut self, stop: Stop) -> Option<Stopping> {
         match stop {
             Stop::Run => return None,
             Stop::Drain => {
@@ -181,13 +192,23 @@ impl Link {
         if stop == Stop::Now {
             self.order(Order::StopAll).await;
         }
-        Some((stop, (stop == Stop::Now).then(|| Instant::now() + STOP_LIMIT)))
+        Some(Stopping { stop, limit: (stop == Stop::Now).then(|| Instant::now() + STOP_LIMIT) })
     }
 
-    fn is_done(&self, stopping: Option<(Stop, Option<Instant>)>) -> bool {
-        let Some((_, limit)) = stopping else { return false };
-        let is_reported = self.machine.is_empty() || !matches!(self.line, Line::Up(_));
-        limit.is_some_and(|limit| limit <= Instant::now()) || (!self.machine.is_busy() && is_reported)
+    /// Whether all that is to be done before the end is. What the coordinator hasn't heard is worth the way back
+    /// to it, for as long as it waits for this agent.
+    fn is_done(&self, stopping: &mut Option<Stopping>) -> bool {
+        let Some(Stopping { stop, limit }) = stopping else { return false };
+        let (is_live, is_busy) = (self.connections.borrow().is_some(), self.machine.is_busy());
+        if *stop == Stop::Drain {
+            let is_unheard = !is_live && !is_busy && !self.machine.is_empty();
+            *limit = is_unheard.then(|| limit.unwrap_or_else(|| Instant::now() + self.machine.lease()));
+        }
+        if limit.is_some_and(|limit| limit <= Instant::now()) {
+            tracing::warn!("the agent leaves before the coordinator has heard of the end of every attempt");
+            return true;
+        }
+        !is_busy && (self.machine.is_empty() || (*stop == Stop::Now && !matches!(self.line, Line::Up(_))))
     }
 
     fn dial(&mut self) -> Result<(), LinkError> {
@@ -201,8 +222,9 @@ impl Link {
     }
 
     fn not_dialed(&mut self, error: &DialError) -> Result<(), LinkError> {
-        if let DialError::Lost { address, source } = error {
-            self.check_refusal(address, source)?;
+        match error {
+            DialError::Lost { address, source } => self.check_refusal(address, Some(source))?,
+            error => error.address().into_iter().for_each(|address| self.addresses.not_refused(address)),
         }
         let wait = self.addresses.wait();
         let error = error as &dyn std::error::Error;
@@ -212,13 +234,24 @@ impl Link {
     }
 
     /// Whether a lost connection says that the agent need not come back.
-    fn check_refusal(&mut self, address: &str, error: &ConnectionError) -> Result<(), LinkError> {
-        let Some(refusal) = refusal(error) else { return Ok(()) };
-        self.refusals += 1;
-        if refusal.is_final || self.refusals >= self.addresses.len() {
+    fn check_refusal(&mut self, address: &str, error: Option<&ConnectionError>) -> Result<(), LinkError> {
+        let Some(refusal) = error.and_then(refusal) else {
+            self.addresses.not_refused(address);
+            return Ok(());
+        };
+        if self.addresses.refused(address) || refusal.is_final {
             return Err(LinkError::NotAllowed { address: address.to_owned(), why: refusal.why });
         }
         Ok(())
+    }
+
+    /// How long to wait before the next try: soon only after a session that lasted, so that being let in and
+    /// dropped is no tight loop.
+    fn wait(&mut self) -> Duration {
+        if self.welcomed_at.take().is_some_and(|welcomed| welcomed.elapsed() >= LASTING) {
+            self.addresses.calm();
+        }
+        self.addresses.wait()
     }
 
     /// Tells the executor's side. When that is gone, its queues say so.
@@ -243,7 +276,7 @@ impl Link {
             Output::Order(order) => {
                 match &order {
                     Order::LogAck(acks) => self.reader.acknowledge(acks.clone()).await,
-                    Order::Cancel { attempt, .. } => self.works.cancel(*attempt),
+                    Order::Cancel { attempt, .. } => self.works.forget(*attempt),
                     _ => {}
                 }
                 self.order(order).await;
@@ -253,7 +286,7 @@ impl Link {
                 tracing::info!(%name, coordinator = dialed.address, "connected");
                 self.connections.send_replace(Some(dialed.connection.clone()));
                 self.addresses.succeeded();
-                self.refusals = 0;
+                self.welcomed_at = Some(Instant::now());
             }
             Output::OpenLog(attempt, from) => {
                 let reader = self.reader.clone();
@@ -273,7 +306,7 @@ impl Link {
                 if let Line::Up(session) = &self.line {
                     session.leave(leave, &mut self.addresses);
                 }
-                let wait = self.addresses.wait();
+                let wait = self.wait();
                 self.hang_up(wait);
             }
         }
@@ -294,17 +327,16 @@ impl Link {
         self.feed(Input::Disconnected).await;
         let Some(session) = self.line.session() else { return Ok(()) };
         let (address, connection) = (session.dialed.address.clone(), session.dialed.connection.clone());
-        if let Some(reason) = connection.close_reason() {
-            self.check_refusal(&address, &reason)?;
-        }
-        let is_superseded = connection.close_reason().is_some_and(|reason| is_superseded(&reason));
+        let closed = connection.close_reason();
+        self.check_refusal(&address, closed.as_ref())?;
+        let is_superseded = closed.as_ref().is_some_and(is_superseded);
         if is_superseded {
             tracing::error!(
                 address,
                 "another process came with this agent's identity; is the state folder copied?"
             );
         }
-        let wait = if is_superseded { self.addresses.longest_wait() } else { self.addresses.wait() };
+        let wait = if is_superseded { self.addresses.longest_wait() } else { self.wait() };
         let error = error as &dyn std::error::Error;
         tracing::warn!(address, error, retry_in = ?wait, "the connection to the coordinator was lost");
         close(&connection, CloseCode::Protocol, "the control stream can't be read on");

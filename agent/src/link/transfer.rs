@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use packrun_protocol::state::Reason;
 use quinn::Connection;
+use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::dial::Backoff;
@@ -19,6 +20,27 @@ const HASHING_MAX: usize = 2;
 
 /// How long is waited after a stream failed on a connection that lives.
 const RETRY: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(10);
+
+/// How long bytes of a transfer may stand still.
+const STANDSTILL_MAX: Duration = Duration::from_secs(60);
+
+/// How long an answer may take: the coordinator may have to read or write a whole file for it.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
+
+/// Nothing moves any more, on a connection that lives.
+#[derive(Debug, Error)]
+#[error("a transfer stood still for {} s", .0.as_secs())]
+pub(super) struct Stalled(Duration);
+
+/// Waits for bytes to move.
+pub(super) async fn moved<T>(step: impl Future<Output = T>) -> Result<T, Stalled> {
+    tokio::time::timeout(STANDSTILL_MAX, step).await.map_err(|_| Stalled(STANDSTILL_MAX))
+}
+
+/// Waits for an answer to come.
+pub(super) async fn answered<T>(answer: impl Future<Output = T>) -> Result<T, Stalled> {
+    tokio::time::timeout(ANSWER_MAX, answer).await.map_err(|_| Stalled(ANSWER_MAX))
+}
 
 /// A clone is the same.
 #[derive(Debug, Clone)]

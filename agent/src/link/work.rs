@@ -68,13 +68,6 @@ impl Works {
         }
     }
 
-    /// Stops fetching the inputs of an attempt that is canceled. Its artifacts are kept all the same.
-    pub(super) fn cancel(&mut self, attempt: AttemptId) {
-        if self.of.get(&attempt).is_some_and(|work| work.is_preparing) {
-            self.forget(attempt);
-        }
-    }
-
     /// The next task that has ended; never while there is none.
     ///
     /// # Cancel safety

@@ -1,8 +1,9 @@
 //! The writer of the journal, of which there is one.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use packrun_protocol::id::{AttemptId, Epoch};
@@ -71,7 +72,8 @@ impl Journal {
     /// # Errors
     /// When the folder or a file in it can't be read or written, or is damaged.
     pub fn open(folder: &Path, config: JournalConfig) -> Result<Self, SpoolError> {
-        fs::create_dir_all(folder).map_err(SpoolError::io("create", folder))?;
+        let mut maker = DirBuilder::new();
+        maker.recursive(true).mode(0o700).create(folder).map_err(SpoolError::io("create", folder))?;
         let mut follower = Follower::new(folder.to_owned());
         loop {
             match follower.read() {
@@ -123,6 +125,12 @@ impl Journal {
         self.lives.iter().map(|(attempt, life)| (*attempt, &life.phase))
     }
 
+    /// Whether `attempt` is in it and not settled.
+    #[must_use]
+    pub fn holds(&self, attempt: AttemptId) -> bool {
+        self.lives.contains_key(&attempt)
+    }
+
     /// Appends records, all in one write. A reader sees them as soon as this returns.
     ///
     /// # Errors
@@ -144,7 +152,11 @@ impl Journal {
             // What was appended is written. The next append tries again.
             tracing::warn!(%error, "a journal's segment grows over its size");
         }
-        self.remove_unkept()
+        if let Err(error) = self.remove_unkept() {
+            // The next append tries again here, too.
+            tracing::warn!(%error, "a part of the journal that is of no use any more stays");
+        }
+        Ok(())
     }
 
     /// Frees the blocks of `attempt` whose entries are all before `next_seq`.
@@ -297,6 +309,7 @@ fn begin_segment(
     let mut file = OpenOptions::new()
         .append(true)
         .create_new(true)
+        .mode(0o600)
         .open(&draft)
         .map_err(SpoolError::io("create", &draft))?;
     file.write_all(&buffer).map_err(SpoolError::io("write", &draft))?;

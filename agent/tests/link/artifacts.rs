@@ -88,6 +88,22 @@ async fn a_refused_artifact_fails_the_attempt_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_cancel_stops_an_upload_that_does_not_end() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let mut job = script("echo 1 > a");
+    job.artifacts = vec![artifact("a")];
+    let attempt = peer.assign(job).await;
+    let _unanswered = peer.upload().await;
+    peer.say(ToAgent::Cancel { attempt, reason: Reason::new("it takes too long") }).await;
+    let outcome = peer.ended(attempt).await;
+    assert_eq!((outcome.verdict, outcome.artifacts), (Verdict::Canceled, 0));
+    assert_eq!(outcome.reason, Some(Reason::new("it takes too long")));
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
 async fn inputs_are_fetched_from_where_they_were_cut_off_and_only_once() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, mut peer) = fake.join(&folder).await;

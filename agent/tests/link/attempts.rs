@@ -188,6 +188,37 @@ async fn draining_waits_for_what_runs() {
 }
 
 #[tokio::test]
+async fn draining_comes_back_to_say_what_was_not_heard() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let attempt = peer.assign(script("true")).await;
+    peer.ended(attempt).await;
+    peer.vanish();
+    agent.stop.send_replace(Stop::Drain);
+    let mut peer = fake.meet().await;
+    assert_eq!(peer.hello.attempts[0].phase, HeldPhase::Ended);
+    peer.welcome(|_| HeldAnswer::GoOn { log_from: 0 }).await;
+    peer.ended(attempt).await;
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    within(agent.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn draining_does_not_wait_longer_for_the_coordinator_than_that_does() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    peer.vanish();
+    let mut peer = fake.meet().await;
+    peer.lease = std::time::Duration::from_millis(100);
+    peer.welcome(|_| panic!("nothing is held")).await;
+    let attempt = peer.assign(script("true")).await;
+    peer.ended(attempt).await;
+    agent.stop.send_replace(Stop::Drain);
+    peer.vanish();
+    within(agent.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn goodbye_and_not_leader_lead_to_the_next_session() {
     let (fake, other, folder) = (Fake::start(), Fake::start(), tempfile::tempdir().unwrap());
     let (agent, mut peer) = fake.join(&folder).await;
@@ -232,5 +263,20 @@ async fn a_log_stream_that_is_stopped_is_opened_again_from_what_is_acknowledged(
     assert_eq!((log.from, log.lines()), (acked, numbered(acked..10)));
     peer.ended(attempt).await;
     peer.say(ToAgent::Settled(vec![attempt, other])).await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_log_whose_end_is_not_acknowledged_is_sent_again() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let attempt = peer.assign(script("for n in 0 1 2; do echo line $n; done")).await;
+    assert_eq!(peer.ended(attempt).await.entries, 3);
+    // The bytes came, and the coordinator's disk took none of them.
+    assert_eq!(peer.log().await.lines(), numbered(0..3));
+    let again = peer.log().await;
+    assert_eq!((again.attempt, again.lines()), (attempt, numbered(0..3)));
+    peer.say(ToAgent::LogAck(vec![(attempt, 3)])).await;
+    peer.say(ToAgent::Settled(vec![attempt])).await;
     agent.stop(Stop::Drain).await;
 }

@@ -57,6 +57,7 @@ pub(crate) struct Fake {
     pub(crate) epoch: Epoch,
     pub(crate) agent: AgentId,
     pub(crate) valid: Duration,
+    pub(crate) token: TokenId,
     secret: JoinSecret,
 }
 
@@ -67,6 +68,7 @@ pub(crate) struct Peer {
     pub(crate) send: FrameWriter,
     pub(crate) receive: FrameReader,
     pub(crate) epoch: Epoch,
+    pub(crate) lease: Duration,
     agent: AgentId,
 }
 
@@ -93,7 +95,8 @@ impl Fake {
         let server = ServerIdentity { identity: &identity, ca_pem: ca.certificate_pem() };
         let endpoint = Endpoint::server(server_config(&server, gate.clone()).unwrap(), LOOPBACK).unwrap();
         let (agent, secret) = (AgentId::generate(), JoinSecret([7; 32]));
-        Self { ca, endpoint, gate, epoch: Epoch(5), agent, valid: VALID, secret }
+        let token = TokenId::from_bytes([3; 16]);
+        Self { ca, endpoint, gate, epoch: Epoch(5), agent, valid: VALID, token, secret }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -101,7 +104,7 @@ impl Fake {
     }
 
     pub(crate) fn token(&self) -> JoinToken {
-        JoinToken { ca: self.ca.fingerprint(), id: TokenId::from_bytes([3; 16]), secret: self.secret }
+        JoinToken { ca: self.ca.fingerprint(), id: self.token, secret: self.secret }
     }
 
     pub(crate) fn config(&self, folder: &TempDir) -> AgentConfig {
@@ -162,7 +165,7 @@ impl Fake {
         assert_eq!(within(receive.expect::<StreamHeader>()).await.unwrap(), StreamHeader::Control);
         let_in(&connection);
         let FromAgent::Hello(hello) = within(receive.expect()).await.unwrap() else { panic!("no Hello") };
-        Peer { connection, hello, send, receive, epoch: self.epoch, agent: self.agent }
+        Peer { connection, hello, send, receive, epoch: self.epoch, lease: PATIENCE, agent: self.agent }
     }
 
     /// An agent in `folder` that has joined, and its first session, welcomed.
@@ -205,7 +208,7 @@ impl Peer {
             minor: MINOR,
             agent: self.agent,
             name: "host-1-2".parse().unwrap(),
-            lease: Duration::from_secs(60),
+            lease: self.lease,
             heartbeat: Duration::from_secs(1),
             attempts: attempts.try_into().unwrap(),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use packrun_agent::{AgentError, Stop};
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::{FromAgent, HeldAnswer, ToAgent};
-use packrun_protocol::id::Epoch;
+use packrun_protocol::id::{AgentId, Epoch, TokenId};
 use packrun_protocol::stream::CloseCode;
 
 use crate::fake::{Fake, script, start, state, within};
@@ -17,12 +17,20 @@ async fn an_identity_is_for_its_owner_alone_and_outlives_the_process() {
     let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, _peer) = fake.join(&folder).await;
     agent.stop(Stop::Drain).await;
-    for name in ["ca.pem", "agent.pem", "agent.key.pem"] {
+    for name in ["ca.pem", "agent.pem", "agent.key.pem", "joined"] {
         let meta = std::fs::metadata(state(&folder).join("identity").join(name)).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600, "{name}");
     }
+    for (path, mode) in [("", 0o700), ("journal", 0o700), ("workspaces", 0o700), ("identity", 0o700)] {
+        let meta = std::fs::metadata(state(&folder).join(path)).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, mode, "{path}");
+    }
+    for segment in std::fs::read_dir(state(&folder).join("journal")).unwrap() {
+        assert_eq!(segment.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
     let mut config = fake.config(&folder);
     config.join_token = None;
+    config.join_token_file = Some(folder.path().join("gone"));
     let agent = start(config);
     let peer = fake.meet().await;
     assert_eq!(peer.hello.labels.get("os"), Some("linux"));
@@ -91,6 +99,36 @@ async fn a_revoked_agent_ends() {
     let (refused, error) = tokio::join!(refused, agent.error());
     assert!(refused.is_err() && error.is_not_allowed());
     assert!(words(&error).contains("revoked"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn a_revoked_agent_is_let_in_again_by_a_new_token() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    let words = "the agent was revoked";
+    packrun_protocol::quic::close(&peer.connection, CloseCode::Revoked, words);
+    assert!(agent.error().await.is_not_allowed());
+
+    fake.token = TokenId::from_bytes([4; 16]);
+    fake.agent = AgentId::generate();
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    // The same token makes no second one.
+    let agent = start(fake.config(&folder));
+    fake.meet().await;
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_other_token_is_refused_stays_who_it_is() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    fake.token = TokenId::from_bytes([4; 16]);
+    let agent = start(fake.config(&folder));
+    fake.enrol(Some("it was used before")).await;
+    fake.meet().await;
+    agent.stop(Stop::Drain).await;
 }
 
 #[tokio::test]

@@ -2,10 +2,12 @@
 
 use std::process::Stdio;
 
+use packrun_agent::Stop;
 use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, ToAgent};
 use packrun_protocol::state::Verdict;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::fake::{Fake, script, state, within};
@@ -72,4 +74,22 @@ async fn a_killed_agent_comes_back_and_reports_what_it_lost() {
     peer.say(ToAgent::Settled(vec![attempt])).await;
     signal(&child, Signal::INT);
     assert_eq!(within(child.wait()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn where_another_coordinator_answers_it_says_how_to_join_that_one() {
+    let (fake, other, folder) = (Fake::start(), Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, _peer) = fake.join(&folder).await;
+    agent.stop(Stop::Drain).await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_packrun-agent"));
+    command.args(["run", "--coordinator", &other.address(), "--state-dir"]).arg(state(&folder));
+    command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let _answering = tokio::spawn(async move {
+        while let Some(incoming) = other.endpoint.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !within(lines.next_line()).await.unwrap().unwrap().contains("a token of this coordinator") {}
 }

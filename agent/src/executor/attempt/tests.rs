@@ -106,6 +106,25 @@ fn an_artifact_that_is_missing_fails_a_success_and_a_fenced_attempt_collects_not
     assert_eq!((outcome.verdict, outcome.reason), (Verdict::Failed, Some(reason())));
 }
 
+#[test]
+fn a_cancel_before_all_artifacts_are_kept_beats_a_success() {
+    let (mut attempt, _) = Attempt::new(None, false, true);
+    attempt.handle(Input::Started, at(0));
+    attempt.handle(Input::Exited(ExitStatus::Code(0)), at(1));
+    attempt.handle(Input::OutputEnded { entries: 0 }, at(1));
+    let mut early = attempt.clone();
+    early.handle(Input::Cancel, at(1));
+    assert_eq!(early.handle(Input::TreeEnded, at(1)), [Action::Clean]);
+    assert_eq!(attempt.handle(Input::TreeEnded, at(1)), [Action::Collect]);
+    let mut late = attempt.clone();
+    late.handle(Input::Collected(Ok(1)), at(2));
+    assert_eq!(late.handle(Input::Cancel, at(2)), []);
+    assert_eq!(attempt.handle(Input::Cancel, at(2)), [Action::Clean]);
+    let verdicts = [early, attempt, late]
+        .map(|mut attempt| outcome_of(&attempt.handle(Input::Cleaned, at(3))).unwrap().verdict);
+    assert_eq!(verdicts, [Verdict::Canceled, Verdict::Canceled, Verdict::Succeeded]);
+}
+
 fn inputs() -> Vec<Input> {
     vec![
         Input::Prepared(Ok(())),
@@ -187,6 +206,7 @@ running Tick: Terminate
 terminating Kill: Kill
 terminating Exited(Code(0)): EndTree, Reap
 killing Exited(Code(0)): EndTree, Reap
+collecting Cancel: Clean
 collecting Kill: Clean
 collecting Collected(Ok(1)): Clean
 collecting Collected(Err(Reason("because"))): Clean

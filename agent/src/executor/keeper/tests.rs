@@ -8,6 +8,7 @@ use packrun_protocol::block::LogStream;
 use packrun_protocol::id::{AttemptNumber, Epoch, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, ArtifactRule, Definition, InputRule};
 use packrun_protocol::state::{Outcome, Reason};
+use packrun_protocol::time::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
@@ -283,6 +284,7 @@ fn alone(folder: &TempDir) -> (State, Port, mpsc::Receiver<Command>) {
         outbox: VecDeque::new(),
         grown,
         unwritten: None,
+        unsettled: BTreeSet::new(),
         is_stopping: false,
     };
     (state, port, commanded)
@@ -345,4 +347,39 @@ async fn a_disk_that_stays_full_fails_attempts_loudly_and_the_agent_lives() {
     assert!(state.attempts.is_empty());
     state.carry_out(&mut vec![started_by(assignment(job("")))]).await;
     assert!(matches!(commanded.recv().await, Some(Command::Start(_))));
+}
+
+#[tokio::test]
+async fn what_was_settled_on_a_full_disk_is_written_with_the_next_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut state, _port, _commanded) = alone(&folder);
+    let first = assignment(job(""));
+    let attempt = first.attempt;
+    state.carry_out(&mut vec![started_by(first)]).await;
+    let file = state.journal.swap_file(full_disk());
+    state.carry_out(&mut vec![Order::Forget(vec![attempt])]).await;
+    state.journal.swap_file(file);
+    let next = assignment(job(""));
+    let left = next.attempt;
+    state.carry_out(&mut vec![started_by(next)]).await;
+    let lives: Vec<_> = state.journal.lives().map(|(attempt, _)| attempt).collect();
+    assert_eq!(lives, [left]);
+}
+
+#[tokio::test]
+async fn a_keeper_without_executor_writes_the_ends_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut state, mut port, _commanded) = alone(&folder);
+    let ran = assignment(job(""));
+    let attempt = ran.attempt;
+    state.carry_out(&mut vec![started_by(ran)]).await;
+    let (_orders, ordered) = mpsc::channel(1);
+    let (executor, events) = mpsc::channel(1);
+    drop(executor);
+    tokio::time::timeout(PATIENCE_OF_TESTS, state.run(ordered, events)).await.unwrap();
+    assert!(port.requests.recv().await.is_none(), "the link sees it");
+    let mut follower = Follower::new(journal(&folder));
+    while follower.read().unwrap().is_some() {}
+    let Phase::Ended(outcome) = &follower.index().life(attempt).unwrap().phase else { panic!() };
+    assert_eq!(outcome.verdict, Verdict::Lost);
 }

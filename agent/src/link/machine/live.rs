@@ -15,6 +15,9 @@ use crate::executor::ipc::Order;
 /// The heartbeat that is kept, whatever the coordinator wants.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// The longest lease that is believed.
+const LEASE_MAX: Duration = Duration::from_secs(3600);
+
 /// Most pings that wait for their answer.
 const PINGS_MAX: usize = 16;
 
@@ -26,6 +29,7 @@ impl Machine {
                 .push(Output::Leave(Leave::Protocol("Welcome doesn't answer for the attempts of Hello")));
         }
         let heartbeat = welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
+        self.lease = welcome.lease.min(LEASE_MAX);
         // Welcome answers Hello: that is as good a sign as a ping's.
         let name = welcome.name.clone();
         let live = Live { name, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };

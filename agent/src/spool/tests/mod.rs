@@ -252,3 +252,20 @@ fn a_file_of_another_format_is_refused_by_name() {
     let error = Journal::open(folder.path(), SMALL).unwrap_err();
     assert!(error.to_string().contains("000000000001.spool"), "{error}");
 }
+
+#[test]
+fn a_segment_that_cannot_be_removed_fails_no_append() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(folder.path(), SMALL).unwrap();
+    journal.append([assigned(1), started(1)]).unwrap();
+    let mut seq = 0;
+    while journal.number == 1 {
+        journal.append([Record::Block(block(1, seq, 1, 500))]).unwrap();
+        seq += 1;
+    }
+    let first = folder.path().join("000000000001.spool");
+    std::fs::remove_file(&first).unwrap();
+    std::fs::create_dir(&first).unwrap();
+    journal.append([Record::Settled(attempt(1))]).unwrap();
+    assert_eq!(journal.lives().count(), 0);
+}
