@@ -5,10 +5,10 @@
 //! accepted.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,9 @@ use crate::engine::{self, Handle, Health};
 use crate::fleet::{self, Fleet, Identity, Leadership};
 use crate::logs::{LogConfig, LogStore};
 use crate::store::Store;
+
+/// The store's file in the data folder.
+const STORE_FILE: &str = "state.redb";
 
 /// What a coordinator needs to know.
 #[derive(Debug, Clone)]
@@ -97,10 +100,10 @@ impl Coordinator {
     pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let data_dir = claim(&settings.data_dir)?;
-        // Whoever waits for the file waits for this process.
+        let (engine, logs) = load(settings, &data_dir, clock).await?;
+        // Whoever waits for the file waits for this process: the store is open, so no other runs on the folder.
         let ready_file = data_dir.join("ready.json");
         remove(&ready_file)?;
-        let (engine, logs) = load(settings, &data_dir, clock).await?;
         let folder = data_dir.join("artifacts");
         let artifacts = blocking({
             let (folder, bytes_max) = (folder.clone(), settings.artifact_bytes_max);
@@ -177,6 +180,7 @@ impl Coordinator {
 
     /// Takes nothing more, finishes what was taken, and tells agents and clients.
     pub async fn stop(self) {
+        // The engine still has the store, so the file is not that of the next.
         remove(&self.ready_file).unwrap_or_else(|error| tracing::warn!("{error:#}"));
         self.stop.cancel();
         if !self.api.is_finished() {
@@ -191,7 +195,7 @@ impl Coordinator {
 
 /// The engine and the logs with all that was live.
 async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Result<(Handle, LogStore)> {
-    let path = data_dir.join("state.redb");
+    let path = data_dir.join(STORE_FILE);
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
@@ -212,14 +216,32 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
     Ok((engine::start(core, store, (lease, committed), clock), logs))
 }
 
-/// Makes the data folder if it isn't there.
+/// Makes the data folder if it isn't there, and in it what is nobody else's: one that was there may be open to all.
 fn claim(path: &Path) -> anyhow::Result<PathBuf> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .and_then(|()| path.canonicalize())
+    let folder = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let claimed = || {
+        folder(path)?;
+        let data_dir = path.canonicalize()?;
+        for name in ["artifacts", "logs"] {
+            folder(&data_dir.join(name))?;
+            close(&data_dir.join(name))?;
+        }
+        let store = data_dir.join(STORE_FILE);
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&store)?;
+        close(&store)?;
+        std::io::Result::Ok(data_dir)
+    };
+    claimed()
         .with_context(|| format!("cannot use the data folder {}; name another by --data-dir", path.display()))
+}
+
+/// Takes from group and others what they may do with `path`.
+fn close(path: &Path) -> std::io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o700))
 }
 
 /// The file with the administrator's token, which is made anew when it is missing or the token does not hold.
