@@ -150,3 +150,17 @@ fn without_any_setting_the_coordinator_of_this_host_is_meant() {
     fs::write(data.path().join("ready.json"), "{").unwrap();
     assert_eq!(resolve(flags(), nothing, &folders), Ok(default));
 }
+
+#[test]
+fn a_data_folder_that_was_named_is_the_only_one() {
+    let (other, named) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ready = |port: u16| json!({"api": format!("http://127.0.0.1:{port}")}).to_string();
+    fs::write(other.path().join("ready.json"), ready(4000)).unwrap();
+    let folder = named.path().display().to_string();
+    let variables = [("PACKRUN_DATA_DIR", folder.as_str())];
+    let error = resolve(flags(), variables, &[other.path()]).unwrap_err();
+    assert!(error.contains(&format!("no coordinator is ready in {folder}")), "{error}");
+    fs::write(named.path().join("ready.json"), ready(5000)).unwrap();
+    let expected = connection("http://127.0.0.1:5000", None, None);
+    assert_eq!(resolve(flags(), variables, &[other.path()]), Ok(expected));
+}
