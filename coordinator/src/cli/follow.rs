@@ -16,11 +16,25 @@ use crate::api::types::{JobRun, PackRun};
 /// Most job runs that a summary names.
 const SUMMARY_ROWS_MAX: usize = 100;
 
+/// Whether there will be a coordinator to ask when the command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// Other commands may go on with the pack run.
+    Stays,
+    /// It ends with the command: `packrun dev`.
+    Gone,
+}
+
 /// Follows a pack run with all its output, and gives how it ended. Also for `packrun dev`.
 ///
 /// # Errors
 /// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
-pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> Result<Exit, Error> {
+pub async fn follow(
+    world: &mut World<'_>,
+    client: &Client,
+    run: PackRunId,
+    afterwards: Afterwards,
+) -> Result<Exit, Error> {
     let start = pack_run(client, run).await?;
     let keys = start.value.job_runs.iter().flatten().map(|job_run| &job_run.key);
     let look = Look { color: world.out.color, terminal: world.out.terminal, timestamps: false, keys: true };
@@ -34,7 +48,7 @@ pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> R
     })
     .await?;
     let end = pack_run(client, run).await?.value;
-    world.out.line(format_args!("\n{}", summary(&end, world.out.color).trim_end()))?;
+    world.out.line(format_args!("\n{}", summary(&end, world.out.color, afterwards).trim_end()))?;
     Ok(Exit::of_run(end.state))
 }
 
@@ -50,7 +64,7 @@ pub async fn wait(
 ) -> Result<Exit, Error> {
     until_end(world, client, run, |_| Vec::new()).await?;
     let end = pack_run(client, run).await?;
-    output::show(world, format, &end.body, |color| summary(&end.value, color))?;
+    output::show(world, format, &end.body, |color| summary(&end.value, color, Afterwards::Stays))?;
     Ok(Exit::of_run(end.value.state))
 }
 
@@ -110,7 +124,7 @@ pub(super) async fn pack_run(client: &Client, run: PackRunId) -> Result<Answer<P
 
 /// The job runs of a pack run as a table, and its state. Of very many only those are named that did not succeed.
 #[must_use]
-pub fn summary(run: &PackRun, color: bool) -> String {
+pub fn summary(run: &PackRun, color: bool, afterwards: Afterwards) -> String {
     let job_runs = run.job_runs.as_deref().unwrap_or_default();
     let of_note = |job_run: &&JobRun| {
         job_runs.len() <= SUMMARY_ROWS_MAX
@@ -121,15 +135,17 @@ pub fn summary(run: &PackRun, color: bool) -> String {
     let columns = ["JOB", "STATE", "AGENT", "ATTEMPT", "DURATION", "EXIT", "REASON"];
     let mut text = if rows.is_empty() { String::new() } else { output::table(columns, rows, color) };
     if left_out > 0 {
-        text.push_str(&format!(
-            "and {left_out} more; `packrun runs show {} --output json` has all\n",
-            run.id
-        ));
+        let all = match afterwards {
+            Afterwards::Stays => format!("; `packrun runs show {} --output json` has all", run.id),
+            Afterwards::Gone => String::new(),
+        };
+        text.push_str(&format!("and {left_out} more{all}\n"));
     }
     let state = Style::of_state(run.state.as_str()).paint(run.state.as_str(), color);
     let took = run.ended_at.map(|end| format!(" after {}", output::duration(end.since(run.created_at))));
     text.push_str(&format!("pack run {} {state}{}\n", run.id, took.unwrap_or_default()));
-    if matches!(run.state, PackRunState::PartiallyFailed | PackRunState::Failed) {
+    let failed = matches!(run.state, PackRunState::PartiallyFailed | PackRunState::Failed);
+    if failed && afterwards == Afterwards::Stays {
         text.push_str(&format!("repeat what failed: packrun runs retry {} --failed\n", run.id));
     }
     text

@@ -7,6 +7,7 @@ use super::run::Until;
 use crate::api::types::{PackRun, Page, Retry};
 use crate::cli::client::Repeat;
 use crate::cli::exit::{Error, Exit};
+use crate::cli::follow::Afterwards;
 use crate::cli::output::{self, duration, or_dash, time};
 use crate::cli::world::World;
 use crate::cli::{Session, follow, resolve};
@@ -133,5 +134,5 @@ fn described(run: &PackRun, color: bool) -> String {
     fields.extend(run.ended_at.map(|end| ("Ended", time(end))));
     fields.extend((!params.is_empty()).then(|| ("Parameters", params.join(", "))));
     fields.extend(run.retry_of.map(|of| ("Repeats", of.to_string())));
-    format!("{}\n{}", output::fields(&fields), follow::summary(run, color))
+    format!("{}\n{}", output::fields(&fields), follow::summary(run, color, Afterwards::Stays))
 }

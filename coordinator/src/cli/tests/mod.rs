@@ -5,6 +5,7 @@ mod commands;
 mod failures;
 mod follow;
 mod parse;
+mod serve;
 mod settings;
 mod tls;
 
