@@ -10,7 +10,6 @@ use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +20,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::https::{self, Https};
 use crate::api::{self, App, token::ApiToken};
 use crate::artifacts::ArtifactStore;
 use crate::core::change::{Grant, Role};
@@ -43,6 +43,8 @@ pub struct Settings {
     pub listen_agents: SocketAddr,
     /// Where the API listens, TCP. Off loopback it speaks TLS.
     pub listen_api: SocketAddr,
+    /// Names and addresses by which the API is dialled, beside those that are known.
+    pub api_names: Vec<String>,
     /// How long an agent may be away before its attempts are given to others.
     pub lease: Duration,
     /// How long an agent's certificate is valid.
@@ -60,6 +62,7 @@ impl Settings {
             data_dir,
             listen_agents: fleet.listen,
             listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
+            api_names: Vec::new(),
             lease: Config::default().lease,
             certificate: fleet.certificate,
             artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
@@ -118,7 +121,12 @@ impl Coordinator {
             .with_context(|| format!("cannot listen for the API on TCP {}", settings.listen_api))?;
         listener.set_nonblocking(true).context("cannot listen for the API")?;
         let address = listener.local_addr().context("cannot tell the API's address")?;
-        let tls = if address.ip().is_loopback() { None } else { Some(https(&identity, address.ip())?) };
+        let https = if address.ip().is_loopback() {
+            None
+        } else {
+            let names = https::names(address.ip(), &settings.api_names);
+            Some(Https::open(identity.clone(), names, clock)?)
+        };
 
         let fleet_settings = fleet::Settings {
             certificate: settings.certificate,
@@ -143,8 +151,10 @@ impl Coordinator {
             ca_fingerprint: identity.fingerprint(),
             stop: stop.clone(),
         };
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let api = tokio::spawn(api::serve(listener, tls, app));
+        let scheme = if https.is_some() { "https" } else { "http" };
+        let api = tokio::spawn(api::serve(listener, https.as_ref().map(Https::config), app));
+        // It ends with `stop`.
+        https.map(|https| tokio::spawn(https.keep(stop.clone())));
         let ready = Ready {
             api: format!("{scheme}://{}", dialled(address)),
             agents: dialled(fleet.local_addr()).to_string(),
@@ -265,30 +275,6 @@ async fn admin_token(engine: &Handle, data_dir: &Path, clock: Clock) -> anyhow::
     let grant = Grant::Api(Role::Admin);
     engine.command(Command::CreateToken { id: token.id(), secret: token.digest(), grant, ttl: None }).await?;
     Ok(file)
-}
-
-/// TLS for the API, with a certificate by the coordinator's CA for the names it is dialled by.
-fn https(identity: &Identity, ip: IpAddr) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let mut names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string(), host];
-    if !ip.is_unspecified() {
-        names.push(ip.to_string());
-    }
-    let (certificate, _) = identity.issue_https(&names)?;
-    let chain = [certificate.certificate_pem.as_str(), identity.ca_pem()]
-        .into_iter()
-        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())?;
-    let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 /// An address that a program on this host can dial.

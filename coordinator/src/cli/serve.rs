@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::args;
 use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
+use super::https::is_name;
 use super::world::World;
 
 /// How long the coordinator gets to stop.
@@ -54,6 +55,10 @@ pub struct ServeArgs {
     /// [variable: PACKRUN_LISTEN_API]
     #[arg(long, value_name = "ADDR")]
     pub listen_api: Option<SocketAddr>,
+    /// A name or address by which others dial the API, for its certificate; may be given for each. This host's name
+    /// and main addresses are in it anyway [variable: PACKRUN_API_NAME, with commas between]
+    #[arg(long = "api-name", value_name = "NAME")]
+    pub api_names: Vec<String>,
     /// How long an agent may be away before its attempts are given to others [default: 60s]
     /// [variable: PACKRUN_LEASE]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
@@ -75,6 +80,7 @@ struct File {
     data_dir: Option<PathBuf>,
     listen_agents: Option<SocketAddr>,
     listen_api: Option<SocketAddr>,
+    api_name: Option<Vec<String>>,
     lease: Option<String>,
     certificate_ttl: Option<String>,
     artifact_bytes_max: Option<u64>,
@@ -101,10 +107,19 @@ impl ServeArgs {
         let lease = given(world, self.lease, "PACKRUN_LEASE", args::duration)?;
         let certificate = given(world, self.certificate_ttl, "PACKRUN_CERTIFICATE_TTL", args::duration)?;
         let bytes_max = given(world, self.artifact_bytes_max, "PACKRUN_ARTIFACT_BYTES_MAX", number)?;
+        let flags = Some(self.api_names).filter(|names| !names.is_empty());
+        let list = |text: &str| Ok(text.split(',').map(|name| name.trim().to_owned()).collect());
+        let api_names = given(world, flags, "PACKRUN_API_NAME", list)?.or(file.api_name).unwrap_or_default();
+        if let Some(wrong) = api_names.iter().find(|name| !is_name(name)) {
+            return Err(Error::invalid(format!(
+                "--api-name: `{wrong}` is no name of a host, nor an address"
+            )));
+        }
         let defaults = Settings::new(data_dir.unwrap_or_else(|| default_data_dir(world)));
         let settings = Settings {
             listen_agents: listen_agents.or(file.listen_agents).unwrap_or(defaults.listen_agents),
             listen_api: listen_api.or(file.listen_api).unwrap_or(defaults.listen_api),
+            api_names,
             lease: lease.or(time("lease", file.lease)?).unwrap_or(defaults.lease),
             certificate: certificate
                 .or(time("certificate_ttl", file.certificate_ttl)?)
