@@ -1,6 +1,8 @@
 //! Following a pack run to its end: what happens is shown as it happens, and at the end the whole.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
+use std::time::Duration;
 
 use packrun_protocol::id::PackRunId;
 use packrun_protocol::state::{JobRunState, PackRunState};
@@ -15,6 +17,12 @@ use crate::api::types::{JobRun, PackRun};
 
 /// Most job runs that a summary names.
 const SUMMARY_ROWS_MAX: usize = 100;
+
+/// Most reasons for which job runs are queued that are told at a time.
+const REASONS_MAX: usize = 10;
+
+/// After how many lulls it is asked again what a silent pack run waits for: the answer may be large.
+const LULLS: u32 = 6;
 
 /// Whether there will be a coordinator to ask when the command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +76,8 @@ pub async fn wait(
     Ok(Exit::of_run(end.value.state))
 }
 
-/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections it tells people
-/// itself.
+/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections, and of what it
+/// waits for when nothing happens, it tells people itself.
 ///
 /// # Errors
 /// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
@@ -82,15 +90,27 @@ pub async fn until_end(
     let interrupt = world.interrupt.clone();
     let mut stop = pin!(interrupt.wait());
     let mut feed = Feed::new(client, run);
+    let mut told = BTreeSet::new();
     loop {
-        let happened = tokio::select! {
-            biased;
-            () = &mut stop => {
-                return Err(Error::new(Kind::Interrupted, format!("stopped following; pack run {run} goes on"))
-                    .hint(format!("follow it again: packrun logs {run} --follow"))
-                    .hint(format!("cancel it: packrun runs cancel {run}")));
+        let mut next = pin!(feed.next());
+        let mut lull = world.lull;
+        let happened = loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => {
+                    return Err(Error::new(Kind::Interrupted, format!("stopped following; pack run {run} goes on"))
+                        .hint(format!("follow it again: packrun logs {run} --follow"))
+                        .hint(format!("cancel it: packrun runs cancel {run}")));
+                }
+                happened = &mut next => break happened?,
+                reasons = waits_for(client, run, lull) => {
+                    for reason in reasons.difference(&told) {
+                        world.err.line(format_args!("waiting: {}", output::printable(reason)))?;
+                    }
+                    told = reasons;
+                    lull = world.lull * LULLS;
+                }
             }
-            happened = feed.next() => happened?,
         };
         // One write for all that has come: a fast job's lines are many.
         let mut text = String::new();
@@ -115,6 +135,19 @@ pub async fn until_end(
             return Ok(());
         }
     }
+}
+
+/// Why job runs are queued, after this time; nothing if that can't be had now.
+async fn waits_for(client: &Client, run: PackRunId, lull: Duration) -> BTreeSet<String> {
+    tokio::time::sleep(lull).await;
+    let asked = pack_run(client, run).await.ok().and_then(|answer| answer.value.job_runs);
+    let queued = asked.into_iter().flatten().filter(|job_run| job_run.state == JobRunState::Queued);
+    queued
+        .filter_map(|job_run| job_run.reason)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(REASONS_MAX)
+        .collect()
 }
 
 /// A pack run with its job runs.

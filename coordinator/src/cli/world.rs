@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use packrun_protocol::time::{Clock, Timestamp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// How long a pack run may be silent until people are told what it waits for.
+const LULL: Duration = Duration::from_secs(5);
 
 /// The surroundings of one invocation.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct World<'w> {
     pub now: Timestamp,
     /// What ends a command that follows something.
     pub interrupt: Interrupt,
+    /// How long nothing happens until it is asked why.
+    pub lull: Duration,
 }
 
 /// What ends a command that follows something.
@@ -159,6 +165,7 @@ impl<'w> World<'w> {
             variables,
             now: Clock::start().now(),
             interrupt: Interrupt::Signal,
+            lull: LULL,
         }
     }
 

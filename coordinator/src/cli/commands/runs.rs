@@ -31,21 +31,21 @@ pub(in crate::cli) enum RunsCommand {
         cursor: Option<String>,
     },
     /// Show a pack run with its job runs
-    #[command(after_help = "Example:\n  packrun runs show 0193c5e2")]
+    #[command(after_help = "Example:\n  packrun runs show 8a5f21d07c3e")]
     Show {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
     },
     /// Cancel a pack run
-    #[command(after_help = "Example:\n  packrun runs cancel 0193c5e2")]
+    #[command(after_help = "Example:\n  packrun runs cancel 8a5f21d07c3e")]
     Cancel {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
     },
     /// Repeat a pack run as a new one
-    #[command(after_help = "Example:\n  packrun runs retry 0193c5e2 --failed --follow")]
+    #[command(after_help = "Example:\n  packrun runs retry 8a5f21d07c3e --failed --follow")]
     Retry {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
         /// Take over the job runs that succeeded, with their artifacts
         #[arg(long)]

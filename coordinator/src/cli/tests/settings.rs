@@ -52,6 +52,7 @@ fn resolve<'v>(
         err: Screen { writer: &mut err, terminal: false, color: false },
         now: Timestamp::default(),
         interrupt: Interrupt::Token(CancellationToken::new()),
+        lull: std::time::Duration::from_secs(60),
     };
     flags.resolve(&world).map_err(|error| error.to_string())
 }
