@@ -41,17 +41,14 @@ async fn main() {
     let mut coordinator = Coordinator::start(&programs).await;
     let mut agent = coordinator.agent("builder", &["--slots", &slots.to_string()]).await;
     let api = coordinator.api();
-    let mut rows = Vec::new();
+    let (mut rows, mut agents) = (Vec::new(), Vec::new());
 
     for (what, slots) in
         [("jobs of /bin/true, a slot a core", slots), ("the same, four slots a core", 4 * slots)]
     {
         let label = format!("slots={slots}");
-        agents.push(
-            coordinator
-                .agent(&label.replace('=', "-"), &["--slots", &slots.to_string(), "--label", &label])
-                .await,
-        );
+        let arguments = ["--slots", &slots.to_string(), "--label", &label];
+        agents.push(coordinator.agent(&label.replace('=', "-"), &arguments).await);
         let mut rates = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             rates.0.push(jobs_per_second(&api, slots).await);

@@ -143,6 +143,25 @@ jobs:
 }
 
 #[tokio::test]
+async fn a_pack_of_ten_thousand_jobs_registers_and_runs() {
+    let coordinator = Coordinator::start(&programs()).await;
+    let _agent = coordinator.agent("builder", &["--slots", "8"]).await;
+    let api = coordinator.api();
+    let jobs: String = (0..10_000)
+        .map(|number| match number {
+            0 => "  job-0: { command: [\"true\"] }\n".to_owned(),
+            // A tree: each job needs the one it hangs from.
+            _ => format!("  job-{number}: {{ needs: [job-{}], command: [\"true\"] }}\n", number / 10),
+        })
+        .collect();
+    let id = api.run(&format!("name: many\njobs:\n{jobs}")).await;
+    let run = api.ended(&id).await;
+    assert_eq!(run["state"], "completed");
+    assert_eq!(run["job_runs"].as_array().unwrap().len(), 10_000);
+    assert_eq!(job(&run, "job-9999")["state"], "succeeded");
+}
+
+#[tokio::test]
 async fn a_matrix_of_ten_thousand_jobs_registers_and_runs() {
     let coordinator = Coordinator::start(&programs()).await;
     let _agent = coordinator.agent("builder", &["--slots", "8"]).await;
