@@ -1,6 +1,8 @@
 //! Who asks: a request's bearer token, looked up in the store at every request, so that a token that was revoked or
-//! has expired does nothing from that moment on. A handler takes a [`Viewer`], an [`Operator`] or an [`Admin`] before
+//! has expired does nothing from that moment on; while an answer goes on, it is looked up again and again. A handler takes a [`Viewer`], an [`Operator`] or an [`Admin`] before
 //! the request's body; one that takes none is open to everybody.
+
+use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
@@ -28,6 +30,20 @@ pub struct Operator(pub Viewer);
 /// One who may do everything.
 #[derive(Debug, Clone, Copy)]
 pub struct Admin(pub Viewer);
+
+impl Viewer {
+    /// Returns once his token holds no longer, which is looked up this often: an answer that goes on ends then.
+    pub(super) async fn lapses(self, app: App, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            let (id, now) = (self.token, app.clock.now());
+            let row = app.read(move |reader| Ok(reader.token(id)?)).await;
+            if !row.ok().flatten().is_some_and(|row| row.end.is_none() && !row.is_expired(now)) {
+                return;
+            }
+        }
+    }
+}
 
 impl<S> FromRequestParts<S> for Viewer
 where

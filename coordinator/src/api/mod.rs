@@ -93,6 +93,7 @@ impl App {
 pub(super) struct Api {
     app: App,
     planner: Planner,
+    streams: streams::Streams,
     document: Bytes,
 }
 
@@ -105,7 +106,12 @@ impl FromRef<Api> for App {
 /// All routes with their limits.
 pub fn router(app: App) -> axum::Router {
     let (routes, document) = routes(&Limits::default());
-    let api = Api { app, planner: Planner::default(), document: openapi::text_of(&document) };
+    let api = Api {
+        app,
+        planner: Planner::default(),
+        streams: streams::Streams::default(),
+        document: openapi::text_of(&document),
+    };
     routes
         .fallback(limits::not_found)
         .method_not_allowed_fallback(limits::method_not_allowed)

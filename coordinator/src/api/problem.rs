@@ -81,6 +81,8 @@ kinds! {
     NotFound = "not-found", NOT_FOUND, "There is no such thing";
     /// More requests are under way than may be.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The coordinator is busy";
+    /// The content has nothing of the range that is asked for.
+    RangeNotSatisfiable = "range-not-satisfiable", RANGE_NOT_SATISFIABLE, "There is no such part";
     /// The body did not come in time.
     RequestTimeout = "request-timeout", REQUEST_TIMEOUT, "The request took too long";
     /// The body is over its limit.

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
@@ -32,11 +31,7 @@ const HTTP2_STREAMS_MAX: u32 = 200;
 ///
 /// # Errors
 /// When the listener can't be used.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    app: App,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, tls: Option<RustlsConfig>, app: App) -> io::Result<()> {
     serve_at_most(CONNECTIONS_MAX, listener, tls, app).await
 }
 
@@ -44,7 +39,7 @@ pub async fn serve(
 pub(super) async fn serve_at_most(
     connections_max: usize,
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<RustlsConfig>,
     app: App,
 ) -> io::Result<()> {
     let handle = Handle::new();
@@ -68,7 +63,7 @@ pub(super) async fn serve_at_most(
     let places = Places::new(connections_max);
     let served = match tls {
         Some(config) => {
-            let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(places);
+            let acceptor = RustlsAcceptor::new(config).acceptor(places);
             server.acceptor(acceptor).serve(service).await
         }
         None => server.acceptor(places).serve(service).await,

@@ -5,12 +5,11 @@
 //! accepted.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,6 +20,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::https::{self, Https};
 use crate::api::{self, App, token::ApiToken};
 use crate::artifacts::ArtifactStore;
 use crate::core::change::{Grant, Role};
@@ -31,6 +31,9 @@ use crate::fleet::{self, Fleet, Identity, Leadership};
 use crate::logs::{LogConfig, LogStore};
 use crate::store::Store;
 
+/// The store's file in the data folder.
+const STORE_FILE: &str = "state.redb";
+
 /// What a coordinator needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -40,6 +43,8 @@ pub struct Settings {
     pub listen_agents: SocketAddr,
     /// Where the API listens, TCP. Off loopback it speaks TLS.
     pub listen_api: SocketAddr,
+    /// Names and addresses by which the API is dialled, beside those that are known.
+    pub api_names: Vec<String>,
     /// How long an agent may be away before its attempts are given to others.
     pub lease: Duration,
     /// How long an agent's certificate is valid.
@@ -57,6 +62,7 @@ impl Settings {
             data_dir,
             listen_agents: fleet.listen,
             listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
+            api_names: Vec::new(),
             lease: Config::default().lease,
             certificate: fleet.certificate,
             artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
@@ -97,10 +103,10 @@ impl Coordinator {
     pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let data_dir = claim(&settings.data_dir)?;
-        // Whoever waits for the file waits for this process.
+        let (engine, logs) = load(settings, &data_dir, clock).await?;
+        // Whoever waits for the file waits for this process: the store is open, so no other runs on the folder.
         let ready_file = data_dir.join("ready.json");
         remove(&ready_file)?;
-        let (engine, logs) = load(settings, &data_dir, clock).await?;
         let folder = data_dir.join("artifacts");
         let artifacts = blocking({
             let (folder, bytes_max) = (folder.clone(), settings.artifact_bytes_max);
@@ -115,7 +121,12 @@ impl Coordinator {
             .with_context(|| format!("cannot listen for the API on TCP {}", settings.listen_api))?;
         listener.set_nonblocking(true).context("cannot listen for the API")?;
         let address = listener.local_addr().context("cannot tell the API's address")?;
-        let tls = if address.ip().is_loopback() { None } else { Some(https(&identity, address.ip())?) };
+        let https = if address.ip().is_loopback() {
+            None
+        } else {
+            let names = https::names(address.ip(), &settings.api_names);
+            Some(Https::open(identity.clone(), names, clock)?)
+        };
 
         let fleet_settings = fleet::Settings {
             certificate: settings.certificate,
@@ -140,8 +151,10 @@ impl Coordinator {
             ca_fingerprint: identity.fingerprint(),
             stop: stop.clone(),
         };
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let api = tokio::spawn(api::serve(listener, tls, app));
+        let scheme = if https.is_some() { "https" } else { "http" };
+        let api = tokio::spawn(api::serve(listener, https.as_ref().map(Https::config), app));
+        // It ends with `stop`.
+        https.map(|https| tokio::spawn(https.keep(stop.clone())));
         let ready = Ready {
             api: format!("{scheme}://{}", dialled(address)),
             agents: dialled(fleet.local_addr()).to_string(),
@@ -177,6 +190,7 @@ impl Coordinator {
 
     /// Takes nothing more, finishes what was taken, and tells agents and clients.
     pub async fn stop(self) {
+        // The engine still has the store, so the file is not that of the next.
         remove(&self.ready_file).unwrap_or_else(|error| tracing::warn!("{error:#}"));
         self.stop.cancel();
         if !self.api.is_finished() {
@@ -191,7 +205,7 @@ impl Coordinator {
 
 /// The engine and the logs with all that was live.
 async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Result<(Handle, LogStore)> {
-    let path = data_dir.join("state.redb");
+    let path = data_dir.join(STORE_FILE);
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
@@ -227,14 +241,32 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
     Ok((engine::start(core, store, (lease, committed), clock), logs))
 }
 
-/// Makes the data folder if it isn't there.
+/// Makes the data folder if it isn't there, and in it what is nobody else's: one that was there may be open to all.
 fn claim(path: &Path) -> anyhow::Result<PathBuf> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .and_then(|()| path.canonicalize())
+    let folder = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let claimed = || {
+        folder(path)?;
+        let data_dir = path.canonicalize()?;
+        for name in ["artifacts", "logs"] {
+            folder(&data_dir.join(name))?;
+            close(&data_dir.join(name))?;
+        }
+        let store = data_dir.join(STORE_FILE);
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&store)?;
+        close(&store)?;
+        std::io::Result::Ok(data_dir)
+    };
+    claimed()
         .with_context(|| format!("cannot use the data folder {}; name another by --data-dir", path.display()))
+}
+
+/// Takes from group and others what they may do with `path`.
+fn close(path: &Path) -> std::io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o700))
 }
 
 /// The file with the administrator's token, which is made anew when it is missing or the token does not hold.
@@ -258,30 +290,6 @@ async fn admin_token(engine: &Handle, data_dir: &Path, clock: Clock) -> anyhow::
     let grant = Grant::Api(Role::Admin);
     engine.command(Command::CreateToken { id: token.id(), secret: token.digest(), grant, ttl: None }).await?;
     Ok(file)
-}
-
-/// TLS for the API, with a certificate by the coordinator's CA for the names it is dialled by.
-fn https(identity: &Identity, ip: IpAddr) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let mut names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string(), host];
-    if !ip.is_unspecified() {
-        names.push(ip.to_string());
-    }
-    let (certificate, _) = identity.issue_https(&names)?;
-    let chain = [certificate.certificate_pem.as_str(), identity.ca_pem()]
-        .into_iter()
-        .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes())?;
-    let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 /// An address that a program on this host can dial.

@@ -19,10 +19,10 @@ use super::client::{Client, Repeat};
 use super::commands::{pack as pack_command, run as run_command};
 use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
-use super::follow;
-use super::serve::{log_to, not_started};
+use super::follow::{self, Afterwards};
+use super::serve::{log_to, no_signals, not_started};
 use super::settings::Connection;
-use super::world::World;
+use super::world::{Ending, World};
 use crate::api::types::{JoinTokenMade, NewJoinToken};
 use crate::pack;
 
@@ -60,31 +60,57 @@ struct Checked {
 pub async fn dev(world: &mut World<'_>, arguments: DevArgs) -> Result<Exit, Error> {
     let DevArgs { file, params } = arguments;
     let checked = file.map(|file| check(file, &params)).transpose()?;
-    log_to(world, "warn");
+    log_to(world, "warn")?;
+    // From here on there is something to clean up.
+    let mut endings = world.interrupt.take().map_err(no_signals)?;
     let folder = tempfile::Builder::new().prefix("packrun-dev-").tempdir();
     let folder =
         folder.map_err(|error| Error::new(Kind::Failed, format!("cannot make a folder: {error}")))?;
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let settings =
         Settings { listen_agents: any, listen_api: any, ..Settings::new(folder.path().join("coordinator")) };
+    // A start on no data is short. Once it is done, a signal that came meanwhile is heard.
     let mut coordinator = Coordinator::start(&settings).await.map_err(not_started)?;
     let (stop, stopped) = watch::channel(Stop::Run);
     let mut agents = JoinSet::new();
-    let reach = coordinator_of(&coordinator)?;
+    let stays = checked.is_none();
     let result = tokio::select! {
-        reason = coordinator.failed() => Err(Error::new(Kind::Failed, reason)),
-        result = work(world, &reach, folder.path(), &mut agents, &stopped, checked, params) => {
-            result
-        }
+        biased;
+        ending = endings.next() => ended(ending, stays),
+        result = async {
+            let reach = coordinator_of(&coordinator)?;
+            tokio::select! {
+                reason = coordinator.failed() => Err(Error::new(Kind::Failed, reason)),
+                result = work(world, &reach, folder.path(), &mut agents, &stopped, checked, params) => result,
+            }
+        } => result,
     };
     // Jobs that still run end with what ran them.
     stop.send_replace(Stop::Now);
     let left = async { while agents.join_next().await.is_some() {} };
-    if tokio::time::timeout(AGENTS_STOP, left).await.is_err() {
-        tracing::warn!("agents did not end in time");
+    tokio::select! {
+        left = tokio::time::timeout(AGENTS_STOP, left) => if left.is_err() {
+            tracing::warn!("agents did not end in time");
+        },
+        // Somebody doesn't want to wait for jobs that are slow to end.
+        _ = endings.next() => {}
     }
-    coordinator.stop().await;
+    tokio::select! {
+        () = coordinator.stop() => {}
+        _ = endings.next() => {}
+    }
     result
+}
+
+/// How the command ends by a signal: well if all it did was to stay up until one.
+fn ended(ending: Ending, stays: bool) -> Result<Exit, Error> {
+    let kind = match ending {
+        Ending::Interrupt if stays => return Ok(Exit::Done),
+        Ending::Hangup => Kind::HungUp,
+        Ending::Interrupt => Kind::Interrupted,
+        Ending::Terminate => Kind::Terminated,
+    };
+    Err(Error::new(kind, "stopped; its jobs were ended"))
 }
 
 /// How to reach the coordinator of this process.
@@ -142,7 +168,7 @@ async fn run(
     let client = client(reach)?;
     pack_command::register(&client, &pack.file, pack.format, &pack.content).await?;
     let started = run_command::start(&client, &pack.name, params).await?;
-    follow::follow(world, &client, started.value.id).await
+    follow::follow(world, &client, started.value.id, Afterwards::Gone).await
 }
 
 async fn stay(world: &mut World<'_>, reach: &Reach) -> Result<Exit, Error> {
@@ -154,9 +180,7 @@ async fn stay(world: &mut World<'_>, reach: &Reach) -> Result<Exit, Error> {
         reach.connection.server,
         reach.token_file.display()
     ))?;
-    let interrupt = world.interrupt.clone();
-    interrupt.wait().await;
-    Ok(Exit::Done)
+    std::future::pending().await
 }
 
 /// A client whose POSTs carry a key of their own.

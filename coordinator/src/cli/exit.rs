@@ -35,6 +35,8 @@ impl Exit {
 pub enum Kind {
     /// The coordinator or an agent of this process could not start or go on.
     Failed,
+    /// Its terminal was closed: SIGHUP.
+    HungUp,
     /// Somebody pressed Ctrl-C.
     Interrupted,
     /// Wrong arguments, settings or files, or a request that the coordinator refused for what it says.
@@ -43,6 +45,8 @@ pub enum Kind {
     NotAllowed,
     /// Whoever read the output is gone.
     OutputClosed,
+    /// It was told to end: SIGTERM.
+    Terminated,
     /// The coordinator can't be reached, fails, or answers with what is no answer.
     Unreachable,
 }
@@ -58,9 +62,11 @@ pub fn code(result: &Result<Exit, Error>) -> u8 {
             Kind::Failed => 1,
             Kind::Invalid => 2,
             Kind::NotAllowed | Kind::Unreachable => 4,
-            // As shells report an end by SIGINT and SIGPIPE.
+            // As shells report an end by SIGHUP, SIGINT, SIGPIPE and SIGTERM.
+            Kind::HungUp => 129,
             Kind::Interrupted => 130,
             Kind::OutputClosed => 141,
+            Kind::Terminated => 143,
         },
     }
 }
@@ -139,8 +145,10 @@ mod tests {
             (Kind::Invalid, 2),
             (Kind::NotAllowed, 4),
             (Kind::Unreachable, 4),
+            (Kind::HungUp, 129),
             (Kind::Interrupted, 130),
             (Kind::OutputClosed, 141),
+            (Kind::Terminated, 143),
         ];
         for (kind, expected) in kinds {
             assert_eq!(code(&Err(Error::new(kind, "x"))), expected, "{kind:?}");

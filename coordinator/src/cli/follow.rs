@@ -1,6 +1,8 @@
 //! Following a pack run to its end: what happens is shown as it happens, and at the end the whole.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
+use std::time::Duration;
 
 use packrun_protocol::id::PackRunId;
 use packrun_protocol::state::{JobRunState, PackRunState};
@@ -16,11 +18,31 @@ use crate::api::types::{JobRun, PackRun};
 /// Most job runs that a summary names.
 const SUMMARY_ROWS_MAX: usize = 100;
 
+/// Most reasons for which job runs are queued that are told at a time.
+const REASONS_MAX: usize = 10;
+
+/// After how many lulls it is asked again what a silent pack run waits for: the answer may be large.
+const LULLS: u32 = 6;
+
+/// Whether there will be a coordinator to ask when the command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// Other commands may go on with the pack run.
+    Stays,
+    /// It ends with the command: `packrun dev`.
+    Gone,
+}
+
 /// Follows a pack run with all its output, and gives how it ended. Also for `packrun dev`.
 ///
 /// # Errors
 /// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
-pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> Result<Exit, Error> {
+pub async fn follow(
+    world: &mut World<'_>,
+    client: &Client,
+    run: PackRunId,
+    afterwards: Afterwards,
+) -> Result<Exit, Error> {
     let start = pack_run(client, run).await?;
     let keys = start.value.job_runs.iter().flatten().map(|job_run| &job_run.key);
     let look = Look { color: world.out.color, terminal: world.out.terminal, timestamps: false, keys: true };
@@ -34,7 +56,7 @@ pub async fn follow(world: &mut World<'_>, client: &Client, run: PackRunId) -> R
     })
     .await?;
     let end = pack_run(client, run).await?.value;
-    world.out.line(format_args!("\n{}", summary(&end, world.out.color).trim_end()))?;
+    world.out.line(format_args!("\n{}", summary(&end, world.out.color, afterwards).trim_end()))?;
     Ok(Exit::of_run(end.state))
 }
 
@@ -50,12 +72,12 @@ pub async fn wait(
 ) -> Result<Exit, Error> {
     until_end(world, client, run, |_| Vec::new()).await?;
     let end = pack_run(client, run).await?;
-    output::show(world, format, &end.body, |color| summary(&end.value, color))?;
+    output::show(world, format, &end.body, |color| summary(&end.value, color, Afterwards::Stays))?;
     Ok(Exit::of_run(end.value.state))
 }
 
-/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections it tells people
-/// itself.
+/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections, and of what it
+/// waits for when nothing happens, it tells people itself.
 ///
 /// # Errors
 /// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
@@ -68,15 +90,27 @@ pub async fn until_end(
     let interrupt = world.interrupt.clone();
     let mut stop = pin!(interrupt.wait());
     let mut feed = Feed::new(client, run);
+    let mut told = BTreeSet::new();
     loop {
-        let happened = tokio::select! {
-            biased;
-            () = &mut stop => {
-                return Err(Error::new(Kind::Interrupted, format!("stopped following; pack run {run} goes on"))
-                    .hint(format!("follow it again: packrun logs {run} --follow"))
-                    .hint(format!("cancel it: packrun runs cancel {run}")));
+        let mut next = pin!(feed.next());
+        let mut lull = world.lull;
+        let happened = loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => {
+                    return Err(Error::new(Kind::Interrupted, format!("stopped following; pack run {run} goes on"))
+                        .hint(format!("follow it again: packrun logs {run} --follow"))
+                        .hint(format!("cancel it: packrun runs cancel {run}")));
+                }
+                happened = &mut next => break happened?,
+                reasons = waits_for(client, run, lull) => {
+                    for reason in reasons.difference(&told) {
+                        world.err.line(format_args!("waiting: {}", output::printable(reason)))?;
+                    }
+                    told = reasons;
+                    lull = world.lull * LULLS;
+                }
             }
-            happened = feed.next() => happened?,
         };
         // One write for all that has come: a fast job's lines are many.
         let mut text = String::new();
@@ -103,6 +137,19 @@ pub async fn until_end(
     }
 }
 
+/// Why job runs are queued, after this time; nothing if that can't be had now.
+async fn waits_for(client: &Client, run: PackRunId, lull: Duration) -> BTreeSet<String> {
+    tokio::time::sleep(lull).await;
+    let asked = pack_run(client, run).await.ok().and_then(|answer| answer.value.job_runs);
+    let queued = asked.into_iter().flatten().filter(|job_run| job_run.state == JobRunState::Queued);
+    queued
+        .filter_map(|job_run| job_run.reason)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(REASONS_MAX)
+        .collect()
+}
+
 /// A pack run with its job runs.
 pub(super) async fn pack_run(client: &Client, run: PackRunId) -> Result<Answer<PackRun>, Error> {
     client.get(&["v1", "pack-runs", &run.to_string()], &[]).await
@@ -110,7 +157,7 @@ pub(super) async fn pack_run(client: &Client, run: PackRunId) -> Result<Answer<P
 
 /// The job runs of a pack run as a table, and its state. Of very many only those are named that did not succeed.
 #[must_use]
-pub fn summary(run: &PackRun, color: bool) -> String {
+pub fn summary(run: &PackRun, color: bool, afterwards: Afterwards) -> String {
     let job_runs = run.job_runs.as_deref().unwrap_or_default();
     let of_note = |job_run: &&JobRun| {
         job_runs.len() <= SUMMARY_ROWS_MAX
@@ -121,15 +168,17 @@ pub fn summary(run: &PackRun, color: bool) -> String {
     let columns = ["JOB", "STATE", "AGENT", "ATTEMPT", "DURATION", "EXIT", "REASON"];
     let mut text = if rows.is_empty() { String::new() } else { output::table(columns, rows, color) };
     if left_out > 0 {
-        text.push_str(&format!(
-            "and {left_out} more; `packrun runs show {} --output json` has all\n",
-            run.id
-        ));
+        let all = match afterwards {
+            Afterwards::Stays => format!("; `packrun runs show {} --output json` has all", run.id),
+            Afterwards::Gone => String::new(),
+        };
+        text.push_str(&format!("and {left_out} more{all}\n"));
     }
     let state = Style::of_state(run.state.as_str()).paint(run.state.as_str(), color);
     let took = run.ended_at.map(|end| format!(" after {}", output::duration(end.since(run.created_at))));
     text.push_str(&format!("pack run {} {state}{}\n", run.id, took.unwrap_or_default()));
-    if matches!(run.state, PackRunState::PartiallyFailed | PackRunState::Failed) {
+    let failed = matches!(run.state, PackRunState::PartiallyFailed | PackRunState::Failed);
+    if failed && afterwards == Afterwards::Stays {
         text.push_str(&format!("repeat what failed: packrun runs retry {} --failed\n", run.id));
     }
     text

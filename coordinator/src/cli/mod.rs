@@ -11,7 +11,7 @@
 //! | [`follow`], [`lines`], [`output`] | what people see |
 //! | [`args`], [`resolve`] | what an argument means, here and over there |
 //! | [`folder`] | where downloads go, and nowhere else |
-//! | [`coordinator`], [`serve`], [`dev`] | a whole coordinator in this process: the commands that are no clients |
+//! | [`coordinator`], `https`, [`serve`], [`dev`] | a whole coordinator in this process: the commands that are no clients |
 
 pub mod args;
 pub mod client;
@@ -21,6 +21,7 @@ pub mod dev;
 pub mod exit;
 pub mod folder;
 pub mod follow;
+mod https;
 pub mod lines;
 pub mod output;
 pub mod resolve;

@@ -8,26 +8,30 @@ use super::client::Client;
 use super::exit::Error;
 use crate::api::types::{Agent, PackRun, Page, Token};
 
-/// Shortest prefix of an id.
+/// Shortest part of an id.
 const PREFIX_BYTES_MIN: usize = 4;
+
+/// Most things that are named when more than one is meant.
+const NAMED_MAX: usize = 5;
 
 /// Most pages of the list of pack runs that are looked through for a prefix.
 const PAGES_MAX: usize = 200;
 
 /// Ids are compared as they are printed, in lower case.
-fn prefix(text: &str, what: &str, list: &str) -> Result<String, Error> {
+fn part(text: &str, what: &str, list: &str) -> Result<String, Error> {
     let prefix = text.to_ascii_lowercase();
     let valid = prefix.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
     if valid && prefix.len() >= PREFIX_BYTES_MIN {
         return Ok(prefix);
     }
     Err(Error::invalid(format!(
-        "`{text}` is no id of {what}, nor the start of one with 4 or more characters"
+        "`{text}` is no id of {what}, nor the start or the end of one with 4 or more characters"
     ))
     .hint(format!("`{list}` shows them")))
 }
 
-/// The pack run with this id, or the only one whose id starts so.
+/// The pack run with this id, or the only one whose id starts so, or else the only one whose id ends so: ids of one
+/// time start alike.
 ///
 /// # Errors
 /// When there is none, or more than one, or the list can't be had.
@@ -36,25 +40,35 @@ pub async fn pack_run(client: &Client, text: &str) -> Result<PackRunId, Error> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    let prefix = prefix(text, "a pack run", LIST)?;
-    let mut found: Vec<PackRun> = Vec::new();
+    let prefix = part(text, "a pack run", LIST)?;
+    let (mut found, mut ending): (Vec<PackRun>, Vec<PackRun>) = (Vec::new(), Vec::new());
     let mut cursor: Option<String> = None;
     let mut last: Option<String> = None;
     for _ in 0..PAGES_MAX {
         let query = [("limit", "500")].into_iter().chain(cursor.as_deref().map(|cursor| ("cursor", cursor)));
         let query: Vec<_> = query.collect();
         let page = client.get::<Page<PackRun>>(&["v1", "pack-runs"], &query).await?.value;
-        // Ids ascend with time and the list begins with the newest, so the search ends behind the prefix. Where
+        // Ids ascend with time and the list begins with the newest, so nothing starts so behind the prefix. Where
         // the order is another, all pages are read.
         let ids: Vec<_> = page.items.iter().map(|run| run.id.to_string()).collect();
         let descends = last.iter().chain(&ids).is_sorted_by(|a, b| a > b);
         last = ids.last().cloned();
-        found.extend(page.items.into_iter().filter(|run| run.id.to_string().starts_with(&prefix)));
+        for run in page.items {
+            let id = run.id.to_string();
+            if id.starts_with(&prefix) {
+                found.push(run);
+            } else if id.ends_with(&prefix) && ending.len() <= NAMED_MAX {
+                ending.push(run);
+            }
+        }
         let past = descends && last.as_ref().is_some_and(|id| *id < prefix);
         cursor = page.next_cursor;
-        if past || found.len() > 1 || cursor.is_none() {
+        if (past && !found.is_empty()) || found.len() > 1 || cursor.is_none() {
             break;
         }
+    }
+    if found.is_empty() {
+        found = ending;
     }
     let described = |run: &PackRun| format!("{} ({}@{}, {})", run.id, run.pack, run.version, run.state);
     Ok(only(&found, text, "pack run", LIST, described)?.id)
@@ -108,7 +122,7 @@ fn only<'f, T>(
             Err(Error::invalid(format!("there is no {what} `{text}`")).hint(format!("`{list}` shows them")))
         }
         several => {
-            let some: Vec<_> = several.iter().take(5).map(described).collect();
+            let some: Vec<_> = several.iter().take(NAMED_MAX).map(described).collect();
             Err(Error::invalid(format!("`{text}` stands for more than one {what}"))
                 .hint(format!("write more of one of these: {}", some.join(", "))))
         }

@@ -7,12 +7,21 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::args;
 use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
+use super::https::is_name;
 use super::world::World;
+
+/// How long the coordinator gets to stop.
+const STOP_TIME: Duration = Duration::from_secs(30);
+
+/// What a lease may be.
+const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+
+/// What the time of a certificate may be.
+const CERTIFICATE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(365 * 24 * 3600));
 
 /// Largest configuration file, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -31,26 +40,36 @@ A configuration file has the same settings under the names of the flags:
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ServeArgs {
-    /// A TOML file with the settings that neither a flag nor a variable gives
-    #[arg(long, value_name = "FILE", env = "PACKRUN_CONFIG")]
+    /// A TOML file with the settings that neither a flag nor a variable gives [variable: PACKRUN_CONFIG]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where all data lies [default: /var/lib/packrun, or for a user without rights there the XDG data folder]
-    #[arg(long, value_name = "DIR", env = "PACKRUN_DATA_DIR")]
+    /// [variable: PACKRUN_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Where agents connect, UDP [default: 0.0.0.0:7443]
-    #[arg(long, value_name = "ADDR", env = "PACKRUN_LISTEN_AGENTS")]
+    /// [variable: PACKRUN_LISTEN_AGENTS]
+    #[arg(long, value_name = "ADDR")]
     pub listen_agents: Option<SocketAddr>,
     /// Where the API listens, TCP; off loopback it speaks TLS [default: 127.0.0.1:7080]
-    #[arg(long, value_name = "ADDR", env = "PACKRUN_LISTEN_API")]
+    /// [variable: PACKRUN_LISTEN_API]
+    #[arg(long, value_name = "ADDR")]
     pub listen_api: Option<SocketAddr>,
+    /// A name or address by which others dial the API, for its certificate; may be given for each. This host's name
+    /// and main addresses are in it anyway [variable: PACKRUN_API_NAME, with commas between]
+    #[arg(long = "api-name", value_name = "NAME")]
+    pub api_names: Vec<String>,
     /// How long an agent may be away before its attempts are given to others [default: 60s]
-    #[arg(long, value_name = "TIME", env = "PACKRUN_LEASE", value_parser = args::duration)]
+    /// [variable: PACKRUN_LEASE]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
     pub lease: Option<Duration>,
     /// How long an agent's certificate is valid; it is renewed after two thirds [default: 7d]
-    #[arg(long, value_name = "TIME", env = "PACKRUN_CERTIFICATE_TTL", value_parser = args::duration)]
+    /// [variable: PACKRUN_CERTIFICATE_TTL]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
     pub certificate_ttl: Option<Duration>,
     /// Most bytes of one artifact [default: 1 TiB]
-    #[arg(long, value_name = "BYTES", env = "PACKRUN_ARTIFACT_BYTES_MAX")]
+    /// [variable: PACKRUN_ARTIFACT_BYTES_MAX]
+    #[arg(long, value_name = "BYTES")]
     pub artifact_bytes_max: Option<u64>,
 }
 
@@ -61,6 +80,7 @@ struct File {
     data_dir: Option<PathBuf>,
     listen_agents: Option<SocketAddr>,
     listen_api: Option<SocketAddr>,
+    api_name: Option<Vec<String>>,
     lease: Option<String>,
     certificate_ttl: Option<String>,
     artifact_bytes_max: Option<u64>,
@@ -72,28 +92,70 @@ impl ServeArgs {
     /// # Errors
     /// When the file can't be read, or says what means nothing.
     pub fn settings(self, world: &World<'_>) -> Result<Settings, Error> {
-        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let text = |text: &str| Ok(PathBuf::from(text));
+        let address = |text: &str| text.parse().map_err(|error| format!("`{text}` is no address: {error}"));
+        let number = |text: &str| text.parse().map_err(|error| format!("`{text}` is no number: {error}"));
+        let config = given(world, self.config, "PACKRUN_CONFIG", text)?;
+        let file = config.as_deref().map(read).transpose()?.unwrap_or_default();
         let time = |key: &str, text: Option<String>| {
             let parsed = text.map(|text| args::duration(&text)).transpose();
             parsed.map_err(|error| Error::invalid(format!("the configuration's `{key}`: {error}")))
         };
-        let data_dir = self.data_dir.or(file.data_dir);
+        let data_dir = given(world, self.data_dir, "PACKRUN_DATA_DIR", text)?.or(file.data_dir);
+        let listen_agents = given(world, self.listen_agents, "PACKRUN_LISTEN_AGENTS", address)?;
+        let listen_api = given(world, self.listen_api, "PACKRUN_LISTEN_API", address)?;
+        let lease = given(world, self.lease, "PACKRUN_LEASE", args::duration)?;
+        let certificate = given(world, self.certificate_ttl, "PACKRUN_CERTIFICATE_TTL", args::duration)?;
+        let bytes_max = given(world, self.artifact_bytes_max, "PACKRUN_ARTIFACT_BYTES_MAX", number)?;
+        let flags = Some(self.api_names).filter(|names| !names.is_empty());
+        let list = |text: &str| Ok(text.split(',').map(|name| name.trim().to_owned()).collect());
+        let api_names = given(world, flags, "PACKRUN_API_NAME", list)?.or(file.api_name).unwrap_or_default();
+        if let Some(wrong) = api_names.iter().find(|name| !is_name(name)) {
+            return Err(Error::invalid(format!(
+                "--api-name: `{wrong}` is no name of a host, nor an address"
+            )));
+        }
         let defaults = Settings::new(data_dir.unwrap_or_else(|| default_data_dir(world)));
-        Ok(Settings {
-            listen_agents: self.listen_agents.or(file.listen_agents).unwrap_or(defaults.listen_agents),
-            listen_api: self.listen_api.or(file.listen_api).unwrap_or(defaults.listen_api),
-            lease: self.lease.or(time("lease", file.lease)?).unwrap_or(defaults.lease),
-            certificate: self
-                .certificate_ttl
+        let settings = Settings {
+            listen_agents: listen_agents.or(file.listen_agents).unwrap_or(defaults.listen_agents),
+            listen_api: listen_api.or(file.listen_api).unwrap_or(defaults.listen_api),
+            api_names,
+            lease: lease.or(time("lease", file.lease)?).unwrap_or(defaults.lease),
+            certificate: certificate
                 .or(time("certificate_ttl", file.certificate_ttl)?)
                 .unwrap_or(defaults.certificate),
-            artifact_bytes_max: self
-                .artifact_bytes_max
-                .or(file.artifact_bytes_max)
-                .unwrap_or(defaults.artifact_bytes_max),
+            artifact_bytes_max: bytes_max.or(file.artifact_bytes_max).unwrap_or(defaults.artifact_bytes_max),
             data_dir: defaults.data_dir,
-        })
+        };
+        within("--lease", settings.lease, LEASE, "1s to 1d")?;
+        within("--certificate-ttl", settings.certificate, CERTIFICATE, "10s to 365d")?;
+        within("--artifact-bytes-max", settings.artifact_bytes_max, (1, u64::MAX), "1 and more")?;
+        Ok(settings)
     }
+}
+
+/// What a flag says, or else a variable that is not empty.
+fn given<T>(
+    world: &World<'_>,
+    flag: Option<T>,
+    variable: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, Error> {
+    match (flag, world.variable(variable)) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, Some(text)) => {
+            parse(text).map(Some).map_err(|error| Error::invalid(format!("{variable}: {error}")))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Refuses what is out of its bounds.
+fn within<T: PartialOrd>(flag: &str, value: T, (least, most): (T, T), range: &str) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{flag} is out of bounds: it takes {range}")))
 }
 
 /// The first of the usual folders that is there or can be made.
@@ -125,51 +187,91 @@ fn read(path: &Path) -> Result<File, Error> {
 
 /// Logs to the standard error, as much as `PACKRUN_LOG` says: a level, or targets with levels, as
 /// `info,packrun_coordinator::fleet=debug`.
-pub(super) fn log_to(world: &World<'_>, default: &str) {
+///
+/// # Errors
+/// When it says what means nothing.
+pub(super) fn log_to(world: &World<'_>, default: &str) -> Result<(), Error> {
     let filter = world.variable("PACKRUN_LOG").unwrap_or(default);
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| default.into());
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| {
+        Error::invalid(format!("PACKRUN_LOG is `{filter}`: {error}")).hint(
+            "it takes a level, as `debug`, or levels of targets, as `info,packrun_coordinator::fleet=debug`",
+        )
+    })?;
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(world.err.color);
     // In a test another command has done it before.
     let _ = log.with_env_filter(filter).try_init();
+    Ok(())
 }
 
-/// Runs a coordinator until SIGTERM or SIGINT.
+/// Runs a coordinator until SIGTERM, SIGINT or SIGHUP; a second signal ends it without what it was to finish.
 ///
 /// # Errors
 /// When it can't start, or can't go on.
 pub async fn serve(world: &mut World<'_>, arguments: ServeArgs) -> Result<Exit, Error> {
     let settings = arguments.settings(world)?;
-    log_to(world, "info");
-    let failed =
-        |error: std::io::Error| Error::new(Kind::Failed, format!("cannot wait for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut coordinator = Coordinator::start(&settings).await.map_err(not_started)?;
+    log_to(world, "info")?;
+    let mut endings = world.interrupt.take().map_err(no_signals)?;
+    // The store survives a start that is cut short, as it does a crash.
+    let mut coordinator = tokio::select! {
+        started = Coordinator::start(&settings) => started.map_err(not_started)?,
+        ending = endings.next() => {
+            tracing::info!(?ending, "ended before it was ready");
+            return Ok(Exit::Done);
+        }
+    };
     let ready = coordinator.ready();
     tracing::info!(
         api = ready.api, agents = ready.agents, ca = ready.ca_fingerprint, data = %settings.data_dir.display(),
         "ready"
     );
     let failed = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        _ = endings.next() => None,
         reason = coordinator.failed() => Some(reason),
     };
     tracing::info!(reason = failed.as_deref().unwrap_or("a signal"), "the coordinator stops");
-    coordinator.stop().await;
+    let unfinished = tokio::select! {
+        stopped = tokio::time::timeout(STOP_TIME, coordinator.stop()) => {
+            stopped.is_err().then_some("it did not stop in time")
+        }
+        _ = endings.next() => Some("a second signal"),
+    };
+    if let Some(reason) = unfinished {
+        tracing::warn!(
+            reason,
+            "the coordinator ends at once; what it was to finish it does at the next start"
+        );
+    }
     match failed {
         None => Ok(Exit::Done),
         Some(reason) => Err(Error::new(Kind::Failed, reason)),
     }
 }
 
-/// Why the coordinator did not start, with all causes, and what may help.
+/// Signals can't be caught.
+pub(super) fn no_signals(error: std::io::Error) -> Error {
+    Error::new(Kind::Failed, format!("cannot wait for signals: {error}"))
+}
+
+/// Why the coordinator did not start, with all causes, and what may help. A folder or an address that is of no use
+/// is a wrong setting.
 pub(super) fn not_started(error: anyhow::Error) -> Error {
-    let in_use = error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
-    });
-    let error = Error::new(Kind::Failed, format!("the coordinator did not start: {error:#}"));
-    if in_use {
+    use ErrorKind as K;
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let kinds: Vec<_> = causes.map(std::io::Error::kind).collect();
+    let unusable = |kind: &ErrorKind| {
+        matches!(
+            kind,
+            K::AddrInUse
+                | K::AddrNotAvailable
+                | K::AlreadyExists
+                | K::NotADirectory
+                | K::PermissionDenied
+                | K::ReadOnlyFilesystem
+        )
+    };
+    let kind = if kinds.iter().any(unusable) { Kind::Invalid } else { Kind::Failed };
+    let error = Error::new(kind, format!("the coordinator did not start: {error:#}"));
+    if kinds.contains(&ErrorKind::AddrInUse) {
         return error.hint("another program has the port; choose one by --listen-api or --listen-agents");
     }
     error

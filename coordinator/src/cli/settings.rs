@@ -88,7 +88,8 @@ impl ConnectionArgs {
     /// The connection that these flags and the surroundings ask for.
     ///
     /// # Errors
-    /// When a file that was named can't be read or is wrong, or there is no such context.
+    /// When a file that was named can't be read or is wrong, there is no such context, or no coordinator is ready in
+    /// the data folder that was named.
     pub fn resolve(&self, world: &World<'_>) -> Result<Connection, Error> {
         let server = self.server.as_deref().or_else(|| world.variable("PACKRUN_SERVER"));
         let named = self.context.as_deref().or_else(|| world.variable("PACKRUN_CONTEXT"));
@@ -104,24 +105,31 @@ impl ConnectionArgs {
         let ca = ca.map(|file| read(&file, "the CA's certificate")).transpose()?;
         match server.or_else(|| context.as_ref().map(|context| context.server.as_str())) {
             Some(server) => Ok(Connection { server: server.to_owned(), token, ca }),
-            None => Ok(local(world, token, ca)),
+            None => local(world, token, ca),
         }
     }
 }
 
-/// The connection to the coordinator of this host, as far as its data folder may be read.
-fn local(world: &World<'_>, token: Option<String>, ca: Option<Vec<u8>>) -> Connection {
-    for folder in &world.data_folders {
+/// The connection to the coordinator of this host, as far as its data folder may be read. Where `PACKRUN_DATA_DIR`
+/// names the folder, no other coordinator is meant.
+fn local(world: &World<'_>, token: Option<String>, ca: Option<Vec<u8>>) -> Result<Connection, Error> {
+    let told = world.variable("PACKRUN_DATA_DIR").map(PathBuf::from);
+    let folders = told.as_ref().map_or(&*world.data_folders, std::slice::from_ref);
+    for folder in folders {
         let Ok(text) = read(&folder.join("ready.json"), "") else { continue };
         let Ok(ready) = serde_json::from_slice::<Ready>(&text) else { continue };
         let admin = || self::token(&folder.join(ready.admin_token_file.as_ref()?)).ok();
-        return Connection {
+        return Ok(Connection {
             token: token.or_else(admin),
             ca: ca.or_else(|| read(&folder.join("ca/ca.pem"), "").ok()),
             server: ready.api,
-        };
+        });
     }
-    Connection { server: SERVER_DEFAULT.to_owned(), token, ca }
+    match told {
+        Some(folder) => Err(Error::unreachable(format!("no coordinator is ready in {}", folder.display()))
+            .hint("start it by `packrun serve`, or unset PACKRUN_DATA_DIR or name a server by --server")),
+        None => Ok(Connection { server: SERVER_DEFAULT.to_owned(), token, ca }),
+    }
 }
 
 /// The context with this name, or else the current one, if there is one. Its paths are absolute.

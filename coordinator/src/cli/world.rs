@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use packrun_protocol::time::{Clock, Timestamp};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// How long a pack run may be silent until people are told what it waits for.
+const LULL: Duration = Duration::from_secs(5);
 
 /// The surroundings of one invocation.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub struct World<'w> {
     pub now: Timestamp,
     /// What ends a command that follows something.
     pub interrupt: Interrupt,
+    /// How long nothing happens until it is asked why.
+    pub lull: Duration,
 }
 
 /// What ends a command that follows something.
@@ -33,6 +40,26 @@ pub enum Interrupt {
     Signal,
     /// A token, in tests.
     Token(CancellationToken),
+    /// Nothing: who called takes the signals.
+    Taken,
+}
+
+/// A signal that ends a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// SIGHUP: its terminal is gone.
+    Hangup,
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+/// The signals that end a process, caught from now on.
+#[derive(Debug)]
+pub struct Endings {
+    caught: Option<[Signal; 3]>,
+    interrupt: Interrupt,
 }
 
 impl Interrupt {
@@ -45,6 +72,42 @@ impl Interrupt {
                 }
             }
             Self::Token(token) => token.cancelled().await,
+            Self::Taken => std::future::pending().await,
+        }
+    }
+
+    /// Catches SIGHUP, SIGINT and SIGTERM from now on; in place of this, nothing ends the command any more.
+    ///
+    /// # Errors
+    /// When the system doesn't let it.
+    pub fn take(&mut self) -> io::Result<Endings> {
+        let caught = match self {
+            Self::Signal => Some([
+                signal(SignalKind::hangup())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            ]),
+            Self::Token(_) | Self::Taken => None,
+        };
+        Ok(Endings { caught, interrupt: std::mem::replace(self, Self::Taken) })
+    }
+}
+
+impl Endings {
+    /// The next signal.
+    pub async fn next(&mut self) -> Ending {
+        match &mut self.caught {
+            Some([hangup, interrupt, terminate]) => tokio::select! {
+                _ = hangup.recv() => Ending::Hangup,
+                _ = interrupt.recv() => Ending::Interrupt,
+                _ = terminate.recv() => Ending::Terminate,
+            },
+            None => {
+                self.interrupt.wait().await;
+                // The token stays canceled; one cancellation is one signal.
+                self.interrupt = Interrupt::Taken;
+                Ending::Interrupt
+            }
         }
     }
 }
@@ -102,6 +165,7 @@ impl<'w> World<'w> {
             variables,
             now: Clock::start().now(),
             interrupt: Interrupt::Signal,
+            lull: LULL,
         }
     }
 
@@ -120,7 +184,10 @@ fn data_folders(variables: &BTreeMap<String, String>) -> Vec<PathBuf> {
         .filter(|path| path.is_absolute())
         .or_else(|| Some(variable("HOME")?.join(".local/share")))
         .map(|data| data.join("packrun"));
-    told.into_iter().chain([PathBuf::from("/var/lib/packrun")]).chain(user).collect()
+    match told {
+        Some(told) => vec![told],
+        None => [PathBuf::from("/var/lib/packrun")].into_iter().chain(user).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +207,8 @@ mod tests {
         );
         assert_eq!(
             data_folders(&variables(&[("PACKRUN_DATA_DIR", "/d"), ("XDG_DATA_HOME", "/x")])),
-            ["/d".into(), system, "/x/packrun".into()]
+            [PathBuf::from("/d")],
+            "where it was told, and nowhere else"
         );
     }
 }

@@ -38,7 +38,7 @@ impl Acceptor {
     pub(super) fn open(shared: Arc<Shared>) -> Result<(Self, SocketAddr), FleetError> {
         let (config, renew_at) = endpoint_config(&shared)?;
         let asked = shared.settings.listen;
-        let endpoint = listen(config, asked)?;
+        let endpoint = listen(&shared, config, asked)?;
         let address =
             endpoint.local_addr().map_err(|source| FleetError::Listen { address: asked, source })?;
         Ok((Self { shared, endpoint, address, renew_at, connections: TaskTracker::new() }, address))
@@ -95,7 +95,7 @@ impl Acceptor {
             pause = (pause * 2).min(REOPEN_MAX);
             let opened = endpoint_config(&self.shared).and_then(|(config, renew_at)| {
                 self.renew_at = renew_at;
-                listen(config, self.address)
+                listen(&self.shared, config, self.address)
             });
             match opened {
                 Ok(endpoint) => {

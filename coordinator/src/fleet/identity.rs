@@ -17,6 +17,8 @@ use packrun_protocol::stream::JoinSecret;
 use packrun_protocol::time::{Clock, Timestamp};
 use thiserror::Error;
 
+use super::reset::ResetKey;
+
 const CERTIFICATE_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca.key.pem";
 
@@ -66,6 +68,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Identi
 #[derive(Debug, Clone)]
 pub struct Identity {
     authority: Arc<Authority>,
+    reset_key: ResetKey,
     clock: Clock,
 }
 
@@ -75,11 +78,11 @@ impl Identity {
     /// # Errors
     /// When the folder can't be read or made, or what it holds is not a CA with its key.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, IdentityError> {
-        let authority = match load(dir)? {
-            Some(authority) => authority,
+        let (authority, key) = match load(dir)? {
+            Some(loaded) => loaded,
             None => create(dir, clock.now())?,
         };
-        Ok(Self { authority: Arc::new(authority), clock })
+        Ok(Self { authority: Arc::new(authority), reset_key: ResetKey::of(&key), clock })
     }
 
     /// The CA's certificate as PEM.
@@ -111,6 +114,11 @@ impl Identity {
         Ok((identity, now + COORDINATOR_VALID * 2 / 3))
     }
 
+    /// By what connections to a coordinator that was killed are ended by the next.
+    pub(super) fn reset_key(&self) -> &ResetKey {
+        &self.reset_key
+    }
+
     /// A certificate and key for the QUIC endpoint, and when to replace it.
     pub(super) fn issue_own(&self) -> Result<(cert::Identity, Timestamp), CertError> {
         let now = self.clock.now();
@@ -129,7 +137,8 @@ impl Identity {
     }
 }
 
-fn load(dir: &Path) -> Result<Option<Authority>, IdentityError> {
+/// The CA, and its key as PEM.
+fn load(dir: &Path) -> Result<Option<(Authority, String)>, IdentityError> {
     let (certificate_path, key_path) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
     let (certificate, key) = match (read(&certificate_path)?, read(&key_path)?) {
         (None, None) => return Ok(None),
@@ -145,7 +154,9 @@ fn load(dir: &Path) -> Result<Option<Authority>, IdentityError> {
         tracing::warn!(file = %key_path.display(), "the CA's key was open to others; it is not any more");
     }
     let loaded = Authority::load(&certificate, &key);
-    loaded.map(Some).map_err(|source| IdentityError::Damaged { dir: dir.to_owned(), source })
+    loaded
+        .map(|authority| Some((authority, key)))
+        .map_err(|source| IdentityError::Damaged { dir: dir.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Option<String>, IdentityError> {
@@ -157,7 +168,7 @@ fn read(path: &Path) -> Result<Option<String>, IdentityError> {
     }
 }
 
-fn create(dir: &Path, now: Timestamp) -> Result<Authority, IdentityError> {
+fn create(dir: &Path, now: Timestamp) -> Result<(Authority, String), IdentityError> {
     let (authority, key) = Authority::create(now).map_err(IdentityError::Make)?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let draft = dir.with_extension("new");
@@ -175,7 +186,7 @@ fn create(dir: &Path, now: Timestamp) -> Result<Authority, IdentityError> {
     fs::rename(&draft, dir).map_err(failed("make", dir))?;
     sync_dir(parent)?;
     tracing::info!(fingerprint = %authority.fingerprint(), "a new certificate authority was made");
-    Ok(authority)
+    Ok((authority, key))
 }
 
 fn write(path: &Path, content: &str, mode: u32) -> Result<(), IdentityError> {

@@ -10,6 +10,7 @@
 //! | `log_stream` | blocks to the log |
 //! | `artifact_stream` | files that attempts leave |
 //! | `inputs`, `download` | files that attempts want |
+//! | `reset` | the end of connections to a coordinator that was killed |
 //! | `log_keeper` | logs of attempts that ended without their agent |
 //!
 //! Invariants:
@@ -29,11 +30,12 @@ mod identity;
 mod inputs;
 mod log_keeper;
 mod log_stream;
+mod reset;
 mod seats;
 mod session;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -319,8 +321,11 @@ fn endpoint_config(shared: &Shared) -> Result<(quinn::ServerConfig, Timestamp), 
 }
 
 /// An endpoint on `address` with this configuration.
-fn listen(config: quinn::ServerConfig, address: SocketAddr) -> Result<Endpoint, FleetError> {
-    Endpoint::server(config, address).map_err(|source| FleetError::Listen { address, source })
+fn listen(shared: &Shared, config: quinn::ServerConfig, address: SocketAddr) -> Result<Endpoint, FleetError> {
+    let endpoint = shared.identity.reset_key().endpoint(shared.clock.now());
+    UdpSocket::bind(address)
+        .and_then(|socket| Endpoint::new(endpoint, Some(config), socket, Arc::new(quinn::TokioRuntime)))
+        .map_err(|source| FleetError::Listen { address, source })
 }
 
 #[cfg(test)]

@@ -38,6 +38,9 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(cancel::job_run))
 }
 
+/// A page of pack runs whose parameters have this many bytes takes no more.
+const PAGE_BYTES: usize = 4 << 20;
+
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -72,9 +75,19 @@ async fn list(
     let filter = RunFilter { pack: query.pack, state: query.state };
     let page = app.read(move |reader| {
         let ids = reader.runs(&filter, before, limit)?;
-        let items = ids.items.iter().map(|id| body::pack_run(reader, *id));
-        let next_cursor = ids.next.map(|id| paging::cursor(List::PackRuns, &id.to_bytes()));
-        Ok(Page { items: items.collect::<Result<_, _>>()?, next_cursor })
+        let (mut items, mut next, mut bytes) = (Vec::new(), ids.next, 0);
+        let mut ids = ids.items.into_iter().peekable();
+        while let Some(id) = ids.next() {
+            let run = body::pack_run(reader, id)?;
+            bytes += start::bytes(&run.params);
+            items.push(run);
+            if bytes >= PAGE_BYTES && ids.peek().is_some() {
+                next = Some(id);
+                break;
+            }
+        }
+        let next_cursor = next.map(|id| paging::cursor(List::PackRuns, &id.to_bytes()));
+        Ok(Page { items, next_cursor })
     });
     Ok(Paged::new(page.await?, uri))
 }

@@ -34,6 +34,9 @@ const KEY_HEADER: &str = "idempotency-key";
 /// Longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
+/// Most bytes of the names and values of a pack run's parameters.
+pub(super) const PARAMS_BYTES_MAX: usize = 256 << 10;
+
 /// Starts a pack run.
 #[utoipa::path(
     post, path = "/v1/pack-runs", tag = "runs", operation_id = "start_pack_run", request_body = NewPackRun,
@@ -54,6 +57,13 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let name: Name = wanted.pack.parse().map_err(|error| ApiError::invalid(format!("`pack`: {error}")))?;
     let params = Arc::new(texts(wanted.params)?);
+    let bytes = bytes(&params);
+    if bytes > PARAMS_BYTES_MAX {
+        let detail = format!(
+            "the parameters have {bytes} bytes, of which {PARAMS_BYTES_MAX} are taken; pass a file's name"
+        );
+        return Err(ApiError::new(ProblemKind::InvalidParameters, detail));
+    }
     let idempotency = idempotency(&headers, &("run", &name, wanted.version, &params))?;
     if let Some(id) = made_before(&api.app, idempotency.as_ref()).await? {
         return answer(&api.app, id, false).await;
@@ -123,6 +133,11 @@ async fn answer(app: &App, id: PackRunId, created: bool) -> Result<Response, Api
     let run = app.read(move |reader| body::pack_run(reader, id)).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [(LOCATION, format!("/v1/pack-runs/{id}"))], Json(run)).into_response())
+}
+
+/// The bytes of the names and values of parameters.
+pub(super) fn bytes(params: &BTreeMap<String, String>) -> usize {
+    params.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// The values of parameters as texts: what a JSON client writes as a number or a boolean is meant as it is written.

@@ -1,8 +1,8 @@
 //! `GET /v1/pack-runs/{id}/artifacts`: what the newest attempt of each job run has left. A job run that took over an
 //! earlier one's success has that one's.
 
-use axum::Json;
 use axum::extract::State;
+use axum::http::Uri;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use packrun_protocol::id::{AttemptId, PackRunId};
@@ -16,6 +16,7 @@ use super::page::limit;
 use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
+use crate::api::paging::Paged;
 use crate::api::problem::{ApiError, ProblemKind};
 use crate::api::types::{Artifact, Page};
 use crate::core::change::JobRunRow;
@@ -51,11 +52,13 @@ pub(super) async fn artifacts(
     _: Viewer,
     State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
+    uri: Uri,
     QueryOf(asked): QueryOf<Asked>,
-) -> Result<Json<Page<Artifact>>, ApiError> {
+) -> Result<Paged<Artifact>, ApiError> {
     let most = limit(asked.limit)?;
     let after = asked.cursor.as_deref().map(parse).transpose()?;
-    api.planner.read(&api.app, move |reader| list(reader, id, after.as_ref(), most)).await.map(Json)
+    let page = api.planner.read(&api.app, move |reader| list(reader, id, after.as_ref(), most)).await?;
+    Ok(Paged::new(page, uri))
 }
 
 /// A file's place in the list: the job run's, and its path.

@@ -23,7 +23,7 @@ use super::artifacts::find;
 use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::PathOf;
-use crate::api::problem::ApiError;
+use crate::api::problem::{ApiError, ProblemKind};
 use crate::core::event::Artifact;
 
 /// Where it is.
@@ -53,7 +53,7 @@ const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
         (status = 206, description = "The part", content_type = "application/octet-stream"),
         (status = 304, description = "The client has it"),
         (status = 404, description = "There is no such pack run, job run or file"),
-        (status = 416, description = "It has no such part"),
+        (status = 416, description = "It has no such part; `Content-Range` says its size"),
     ),
     security(("token" = [])),
 )]
@@ -82,7 +82,9 @@ pub(super) async fn content(
         Part::Of { first, length } => (StatusCode::PARTIAL_CONTENT, first, length),
         Part::None => {
             let size = number(format!("bytes */{}", blob.bytes))?;
-            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, [(CONTENT_RANGE, size)]).into_response());
+            let detail = format!("the artifact has {} bytes, and none of those asked for", blob.bytes);
+            let none = ApiError::new(ProblemKind::RangeNotSatisfiable, detail);
+            return Ok(([(CONTENT_RANGE, size)], none).into_response());
         }
     };
     blob.file.seek(SeekFrom::Start(first)).await.map_err(|error| ApiError::internal(&error))?;

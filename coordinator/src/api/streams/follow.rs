@@ -44,7 +44,7 @@ pub(super) struct Follower {
     app: App,
     run: PackRunId,
     epoch: Epoch,
-    names: Names,
+    names: Arc<Names>,
     agents: AgentNames,
     news: broadcast::Receiver<Arc<FeedBatch>>,
     /// Something of the run may have been committed since its changes were read.

@@ -8,6 +8,7 @@
 //! | `changes` | those of all pack runs |
 //! | `logs`, `attempt`, `page` | entries by time, by number, and in which form |
 //! | `artifacts`, `content` | files that attempts have left |
+//! | `open` | how many streams there may be, and until when |
 //! | `event`, `cursor`, `names` | events as bytes, cursors as text, what ids are called |
 //!
 //! Nothing is kept for a client between what it reads: a stream reads on when its client does.
@@ -22,10 +23,12 @@ mod feed;
 mod follow;
 mod logs;
 mod names;
+mod open;
 mod page;
 mod source;
 mod stream;
 
+pub(super) use self::open::Streams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 

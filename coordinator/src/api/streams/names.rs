@@ -1,6 +1,7 @@
 //! What ids are called: job runs by a pack run's plan, agents by the store.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use packrun_protocol::block::Entry;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
@@ -28,15 +29,20 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Those of a pack run: by the plan that the core holds while the run lives, or else the store's.
+    /// Those of a pack run, which all who ask at a time share: by the plan that the core holds while the run lives,
+    /// or else the store's.
     ///
     /// # Errors
     /// When there is no such pack run, or the store can't be read.
-    pub(super) async fn find(api: &Api, run: PackRunId) -> Result<Self, ApiError> {
-        match api.app.engine.look(move |core| core.plan(run)).await? {
-            Some(plan) => Ok(Self::of(&plan)),
-            None => api.planner.read(&api.app, move |reader| Self::read(reader, run)).await,
+    pub(super) async fn find(api: &Api, run: PackRunId) -> Result<Arc<Self>, ApiError> {
+        if let Some(known) = api.streams.known(run) {
+            return Ok(known);
         }
+        let names = match api.app.engine.look(move |core| core.plan(run)).await? {
+            Some(plan) => Self::of(&plan),
+            None => api.planner.read(&api.app, move |reader| Self::read(reader, run)).await?,
+        };
+        Ok(api.streams.share(run, names))
     }
 
     /// Those of a pack run, by the store.

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::cursor::parse_event_id;
-use super::event::response;
 use super::feed::Place;
 use super::follow::{Follower, Opened};
+use super::open::{TOKEN_CHECK, guarded};
 use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
@@ -41,11 +41,12 @@ pub(super) struct From {
         (status = 200, description = "The events", content_type = "text/event-stream"),
         (status = 204, description = "The event that was named was the last"),
         (status = 404, description = "There is no such pack run"),
+        (status = 503, description = "There are as many streams as there may be"),
     ),
     security(("token" = [])),
 )]
 pub(super) async fn stream(
-    _: Viewer,
+    viewer: Viewer,
     State(api): State<Api>,
     PathOf(id): PathOf<PackRunId>,
     QueryOf(from): QueryOf<From>,
@@ -57,6 +58,7 @@ pub(super) async fn stream(
     };
     let last = last.filter(|last| !last.is_empty());
     let place = last.map_or(Ok(Place::default()), |last| parse_event_id(&last).ok_or_else(invalid))?;
+    let open = api.streams.place()?;
     let follower = match Follower::open(&api, id, place).await? {
         Opened::Ended => return Ok(StatusCode::NO_CONTENT.into_response()),
         Opened::Follower(follower) => follower,
@@ -66,7 +68,7 @@ pub(super) async fn stream(
         let events = follower.next().await.ok().flatten()?;
         Some((events, follower))
     });
-    Ok(response(events))
+    Ok(guarded(events, (viewer, api.app, TOKEN_CHECK), open))
 }
 
 fn invalid() -> ApiError {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum_server::tls_rustls::RustlsConfig;
 use packrun_protocol::cert::{Authority, COORDINATOR_NAME, der_of};
 use reqwest::StatusCode;
 use rustls::pki_types::pem::PemObject as _;
@@ -123,7 +124,8 @@ async fn https_is_served_with_the_callers_certificate() {
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let served = tokio::spawn(serve(listener, Some(Arc::new(server)), site.app.clone()));
+    let served =
+        tokio::spawn(serve(listener, Some(RustlsConfig::from_config(Arc::new(server))), site.app.clone()));
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(der_of(authority.certificate_pem(), "CERTIFICATE").unwrap().into()).unwrap();

@@ -227,3 +227,28 @@ async fn the_widest_pack_run_is_started_shown_and_canceled_whole() {
     let last: JobRun = site.get(&format!("/v1/runs/{}", last.id)).await.json();
     assert_eq!((last.key.as_str(), last.state), ("b[n=9999]", JobRunState::Canceled));
 }
+
+#[tokio::test]
+async fn parameters_have_a_size_and_so_have_pages_of_them() {
+    let site = Site::start().await;
+    let params: String = (0..8).map(|n| format!("  p{n}: {{ default: '' }}\n")).collect();
+    site.register(&format!("name: p\nparams:\n{params}jobs:\n  a: {{ run: 'true' }}\n")).await;
+    let run = |bytes: usize| {
+        let params: Value = (0..8).map(|n| (format!("p{n}"), json!("x".repeat(bytes)))).collect();
+        json!({ "pack": "p", "params": params })
+    };
+    let answer = site.post("/v1/pack-runs", &run(32 << 10)).await;
+    assert_eq!(answer.problem(), "invalid-parameters");
+    for _ in 0..18 {
+        let answer = site.post("/v1/pack-runs", &run((32 << 10) - 2)).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
+    }
+    let (mut sizes, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page: Page<PackRun> = site.get(&format!("/v1/pack-runs?limit=500{cursor}")).await.json();
+        sizes.push(page.items.len());
+        let Some(next) = page.next_cursor else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(sizes, [16, 2]);
+}

@@ -20,15 +20,17 @@ use crate::cli::world::World;
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum ArtifactsCommand {
     /// List the files that a pack run left
-    #[command(after_help = "Example:\n  packrun artifacts list 0193c5e2")]
+    #[command(after_help = "Example:\n  packrun artifacts list 8a5f21d07c3e")]
     List {
-        /// The pack run's id, or the start of it
+        /// The pack run's id, or the start or the end of it
         run: String,
     },
     /// Get files: all to DIR/JOB/PATH, those of one job to DIR/PATH
-    #[command(after_help = "Example:\n  packrun artifacts get 0193c5e2 compile/target/release/app --to out")]
+    #[command(
+        after_help = "Example:\n  packrun artifacts get 8a5f21d07c3e compile/target/release/app --to out"
+    )]
     Get {
-        /// The pack run's id, or the start of it
+        /// The pack run's id, or the start or the end of it
         run: String,
         /// Only the files of a job, or one file or folder of it: JOB is its name or key
         #[arg(value_name = "JOB[/PATH]")]

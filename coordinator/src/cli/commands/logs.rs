@@ -5,7 +5,7 @@ use packrun_protocol::id::PackRunId;
 use packrun_protocol::name::JobKey;
 use packrun_protocol::time::Timestamp;
 
-use crate::api::types::{JobRun, LogEntry, Page};
+use crate::api::types::{JobRun, LogEntry, PackRun, Page};
 use crate::cli::Session;
 use crate::cli::args::Since;
 use crate::cli::client::Client;
@@ -17,9 +17,9 @@ use crate::cli::world::World;
 use crate::cli::{follow, resolve};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  packrun logs 0193c5e2 --job 'test[shard=1]' --since 10m --follow")]
+#[command(after_help = "Example:\n  packrun logs 8a5f21d07c3e --job 'test[shard=1]' --since 10m --follow")]
 pub(in crate::cli) struct LogsArgs {
-    /// The pack run's id, or the start of it
+    /// The pack run's id, or the start or the end of it
     run: String,
     /// Only this job: its name, or its key with the values of its matrix
     #[arg(long)]
@@ -39,7 +39,8 @@ impl LogsArgs {
     pub(in crate::cli) async fn run(self, session: &Session, world: &mut World<'_>) -> Result<Exit, Error> {
         let client = session.client(world)?;
         let run = resolve::pack_run(&client, &self.run).await?;
-        let job_runs = follow::pack_run(&client, run).await?.value.job_runs.unwrap_or_default();
+        let PackRun { job_runs, state, .. } = follow::pack_run(&client, run).await?.value;
+        let job_runs = job_runs.unwrap_or_default();
         let keys = wanted(&job_runs, self.job.as_deref())?;
         let since = self.since.map(|since| since.time(world.now));
         let look = Look {
@@ -58,6 +59,9 @@ impl LogsArgs {
             .await?;
         } else {
             pages(&client, run, world, &mut show).await?;
+            if !state.is_terminal() {
+                world.err.line(format_args!("pack run {run} goes on; --follow shows what comes"))?;
+            }
         }
         Ok(Exit::Done)
     }

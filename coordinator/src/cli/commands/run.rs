@@ -11,7 +11,7 @@ use crate::cli::Session;
 use crate::cli::args::{self, PackRef};
 use crate::cli::client::{Answer, Client, Repeat};
 use crate::cli::exit::{Error, Exit};
-use crate::cli::follow;
+use crate::cli::follow::{self, Afterwards};
 use crate::cli::output::{self, Format};
 use crate::cli::world::World;
 
@@ -103,7 +103,7 @@ impl Until {
         if self.follow {
             let PackRun { pack, version, .. } = &started.value;
             world.err.line(format_args!("started pack run {id} of {pack}@{version}"))?;
-            follow::follow(world, client, id).await
+            follow::follow(world, client, id, Afterwards::Stays).await
         } else if self.wait {
             follow::wait(world, client, id, session.format).await
         } else {

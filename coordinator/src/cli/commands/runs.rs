@@ -7,6 +7,7 @@ use super::run::Until;
 use crate::api::types::{PackRun, Page, Retry};
 use crate::cli::client::Repeat;
 use crate::cli::exit::{Error, Exit};
+use crate::cli::follow::Afterwards;
 use crate::cli::output::{self, duration, or_dash, time};
 use crate::cli::world::World;
 use crate::cli::{Session, follow, resolve};
@@ -30,21 +31,21 @@ pub(in crate::cli) enum RunsCommand {
         cursor: Option<String>,
     },
     /// Show a pack run with its job runs
-    #[command(after_help = "Example:\n  packrun runs show 0193c5e2")]
+    #[command(after_help = "Example:\n  packrun runs show 8a5f21d07c3e")]
     Show {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
     },
     /// Cancel a pack run
-    #[command(after_help = "Example:\n  packrun runs cancel 0193c5e2")]
+    #[command(after_help = "Example:\n  packrun runs cancel 8a5f21d07c3e")]
     Cancel {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
     },
     /// Repeat a pack run as a new one
-    #[command(after_help = "Example:\n  packrun runs retry 0193c5e2 --failed --follow")]
+    #[command(after_help = "Example:\n  packrun runs retry 8a5f21d07c3e --failed --follow")]
     Retry {
-        /// Its id, or the start of it
+        /// Its id, or the start or the end of it
         run: String,
         /// Take over the job runs that succeeded, with their artifacts
         #[arg(long)]
@@ -133,5 +134,5 @@ fn described(run: &PackRun, color: bool) -> String {
     fields.extend(run.ended_at.map(|end| ("Ended", time(end))));
     fields.extend((!params.is_empty()).then(|| ("Parameters", params.join(", "))));
     fields.extend(run.retry_of.map(|of| ("Repeats", of.to_string())));
-    format!("{}\n{}", output::fields(&fields), follow::summary(run, color))
+    format!("{}\n{}", output::fields(&fields), follow::summary(run, color, Afterwards::Stays))
 }

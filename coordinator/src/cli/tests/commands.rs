@@ -294,3 +294,23 @@ async fn logs_are_paged_to_what_there_is() {
     );
     assert_eq!(coordinator.run(&["logs", RUN, "--job", "compile"]).await.out, "line 0\n");
 }
+
+#[tokio::test]
+async fn ids_that_start_alike_are_told_apart_by_their_ends() {
+    let other = RUN.replace("0001", "0002");
+    let mut second = pack_run("running");
+    second["id"] = other.as_str().into();
+    let coordinator = Scripted::with([
+        ("GET /v1/pack-runs?limit=500".to_owned(), page(json!([second, pack_run("failed")]))),
+        (format!("GET /v1/pack-runs/{other}"), second.clone()),
+        (format!("GET /v1/pack-runs/{other}/logs"), page(json!([]))),
+    ])
+    .await;
+    let ran = coordinator.run(&["runs", "show", &RUN[..8]]).await;
+    assert!(ran.code == 2 && ran.err.contains("more than one pack run"), "{ran:?}");
+    let ran = coordinator.run(&["runs", "show", "0000002"]).await;
+    assert!(ran.code == 0 && ran.out.contains(&other), "{ran:?}");
+    let ran = coordinator.run(&["logs", "0000002"]).await;
+    let said = format!("pack run {other} goes on; --follow shows what comes\n");
+    assert_eq!((ran.code, ran.err), (0, said));
+}

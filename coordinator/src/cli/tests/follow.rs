@@ -229,3 +229,31 @@ async fn logs_are_followed_without_what_is_not_theirs() {
     assert_eq!(entries[1]["text"], "warning");
     assert_eq!(entries.len(), 3);
 }
+
+#[tokio::test]
+async fn what_a_silent_run_waits_for_is_told_once_and_again_when_it_changes() {
+    let looked = CancellationToken::new();
+    let coordinator = Scripted::start(move |asked, before| {
+        if asked.target.ends_with("/stream") {
+            let looked = looked.clone();
+            let end = stream::once(async move {
+                looked.cancelled().await;
+                Ok::<_, std::io::Error>(end("completed"))
+            });
+            return ([(CONTENT_TYPE, "text/event-stream")], Body::from_stream(end)).into_response();
+        }
+        // The first is asked by the command before it follows, the next are its looks.
+        let mut run = pack_run("running");
+        run["job_runs"][0]["state"] = "queued".into();
+        run["job_runs"][0]["reason"] = if before < 3 { "no agent has pool=a" } else { "all are busy" }.into();
+        if before == 5 {
+            looked.cancel();
+        }
+        axum::Json(run).into_response()
+    })
+    .await;
+    let mut follow = Invocation::new(&["logs", RUN, "--follow"]).variable("PACKRUN_SERVER", &coordinator.url);
+    follow.lull = Duration::from_millis(1);
+    let ran = follow.run().await;
+    assert_eq!((ran.code, &*ran.err), (0, "waiting: no agent has pool=a\nwaiting: all are busy\n"));
+}

@@ -5,12 +5,14 @@ mod commands;
 mod failures;
 mod follow;
 mod parse;
+mod serve;
 mod settings;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -119,6 +121,7 @@ struct Invocation {
     variables: BTreeMap<String, String>,
     data_folders: Vec<PathBuf>,
     interrupt: CancellationToken,
+    lull: Duration,
 }
 
 impl Invocation {
@@ -128,6 +131,7 @@ impl Invocation {
             variables: BTreeMap::new(),
             data_folders: Vec::new(),
             interrupt: CancellationToken::new(),
+            lull: Duration::from_secs(60),
         }
     }
 
@@ -145,6 +149,7 @@ impl Invocation {
             err: Screen { writer: &mut err, terminal: false, color: false },
             now: "2026-01-31T12:00:00Z".parse::<Timestamp>().unwrap(),
             interrupt: Interrupt::Token(self.interrupt),
+            lull: self.lull,
         };
         let code = super::run(self.args, &mut world).await;
         Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }

@@ -52,6 +52,7 @@ fn resolve<'v>(
         err: Screen { writer: &mut err, terminal: false, color: false },
         now: Timestamp::default(),
         interrupt: Interrupt::Token(CancellationToken::new()),
+        lull: std::time::Duration::from_secs(60),
     };
     flags.resolve(&world).map_err(|error| error.to_string())
 }
@@ -149,4 +150,18 @@ fn without_any_setting_the_coordinator_of_this_host_is_meant() {
     assert_eq!(resolve(flags(), nothing, &folders), Ok(expected), "a token that may not be read is left");
     fs::write(data.path().join("ready.json"), "{").unwrap();
     assert_eq!(resolve(flags(), nothing, &folders), Ok(default));
+}
+
+#[test]
+fn a_data_folder_that_was_named_is_the_only_one() {
+    let (other, named) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ready = |port: u16| json!({"api": format!("http://127.0.0.1:{port}")}).to_string();
+    fs::write(other.path().join("ready.json"), ready(4000)).unwrap();
+    let folder = named.path().display().to_string();
+    let variables = [("PACKRUN_DATA_DIR", folder.as_str())];
+    let error = resolve(flags(), variables, &[other.path()]).unwrap_err();
+    assert!(error.contains(&format!("no coordinator is ready in {folder}")), "{error}");
+    fs::write(named.path().join("ready.json"), ready(5000)).unwrap();
+    let expected = connection("http://127.0.0.1:5000", None, None);
+    assert_eq!(resolve(flags(), variables, &[other.path()]), Ok(expected));
 }

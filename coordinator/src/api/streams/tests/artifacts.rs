@@ -14,7 +14,12 @@ fn path(run: PackRunId) -> String {
 async fn all(stage: &Stage, run: PackRunId, limit: usize) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = stage.json(&format!("{}?limit={limit}{cursor}", path(run))).await;
+        let response = stage.get(&format!("{}?limit={limit}{cursor}", path(run))).await;
+        let link = response.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        let page: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+        let next = page["next_cursor"].as_str();
+        let expected = next.map(|next| format!("<{}?limit={limit}&cursor={next}>; rel=\"next\"", path(run)));
+        assert_eq!(link, expected);
         items.extend(page["items"].as_array().unwrap().iter().cloned());
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
@@ -133,6 +138,7 @@ async fn content_comes_whole_in_parts_and_not_at_all_to_who_has_it() {
     let beyond = ask(&[("range", "bytes=1000000-")], Method::GET).await.unwrap();
     assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(header(&beyond, "content-range"), "bytes */1000000");
+    assert_eq!(header(&beyond, "content-type"), "application/problem+json");
     for headers in [
         [("range", "bytes=0-9"), ("if-range", "\"sha256:other\"")],
         [("range", "bytes=0-9,20-29"), ("x-nothing", "")],

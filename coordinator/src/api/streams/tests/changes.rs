@@ -53,3 +53,13 @@ async fn one_who_is_too_slow_is_told_so_and_goes_on() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_who_comes_back_is_told_that_he_has_missed_some() {
+    let stage = Stage::new().await;
+    let mut events = stage.events("/v1/events", Some("any")).await;
+    assert_eq!(events.next().await.unwrap().name, "reset");
+    let run = stage.run(&[("job", &[], 1, 1)]).await;
+    let event = events.next().await.unwrap();
+    assert_eq!((&*event.name, &event.data["pack_run"]), ("state", &run.to_string().into()));
+}

@@ -4,5 +4,6 @@ mod artifacts;
 mod changes;
 mod client;
 mod logs;
+mod open;
 mod stage;
 mod stream;
