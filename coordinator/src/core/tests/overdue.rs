@@ -53,7 +53,7 @@ fn a_restart_gives_agents_the_time_again() {
     let (mut world, agent) = world(&[JobSpec::default(), JobSpec::default()]);
     world.start(agent, attempt(0, 1));
     world.start(agent, attempt(1, 1));
-    world.command(Command::CancelJobRun(job_run_id(1))).unwrap();
+    world.command(Command::CancelJobRun(job_run_id(0))).unwrap();
     world.settle();
     world.advance(slack() * 3);
     world.restart();
@@ -62,5 +62,5 @@ fn a_restart_gives_agents_the_time_again() {
     assert!(!later(&mut world, slack() - Duration::from_millis(1)));
     assert_eq!(states(&world, 2), ["running", "running"]);
     assert!(later(&mut world, Duration::from_millis(1)));
-    assert_eq!(states(&world, 2), ["running", "canceled"]);
+    assert_eq!(states(&world, 2), ["canceled", "running"]);
 }
