@@ -114,6 +114,9 @@ impl Follower {
             if let Some(segment) = Segment::open(&self.folder, next)?
                 && segment.check_header()?
             {
+                if number.is_some_and(|number| next != number + 1) {
+                    self.index.pass_over_segments();
+                }
                 self.place = Some(Place { segment, offset: MAGIC.len() as u64, is_closed: false });
                 return Ok(true);
             }

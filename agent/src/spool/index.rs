@@ -42,6 +42,8 @@ pub struct Life {
     pub blocks: VecDeque<BlockAt>,
     /// The number after the last entry of its blocks; `None` before the first that the journal still has.
     pub next_seq: Option<u64>,
+    /// Whether segments behind its last block were removed unread, perhaps with further ones.
+    pub is_passed_over: bool,
 }
 
 type Lives = BTreeMap<AttemptId, Life>;
@@ -79,6 +81,15 @@ impl Index {
             while life.blocks.front().is_some_and(|block| block.next_seq <= next_seq) {
                 life.blocks.pop_front();
             }
+        }
+    }
+
+    /// Segments were removed before they were read: all blocks in them are acknowledged, so none is missed, whichever
+    /// comes next.
+    pub(super) fn pass_over_segments(&mut self) {
+        for life in self.lives.values_mut() {
+            // Where nothing was read yet, any block may come next as it is.
+            life.is_passed_over = life.next_seq.is_some();
         }
     }
 
@@ -127,6 +138,7 @@ impl Index {
             }
             if let Some(before) = before {
                 (life.blocks, life.next_seq) = (before.blocks, before.next_seq);
+                life.is_passed_over = before.is_passed_over;
             }
         }
         news.extend(self.lives.keys().copied().map(Record::Settled));
@@ -138,7 +150,8 @@ fn apply_to(lives: &mut Lives, position: Position, record: &Record) {
     match record {
         Record::Assigned { attempt, epoch } => {
             let (blocks, next_seq) = (VecDeque::new(), None);
-            lives.insert(*attempt, Life { epoch: *epoch, phase: Phase::Assigned, blocks, next_seq });
+            let (epoch, phase, is_passed_over) = (*epoch, Phase::Assigned, false);
+            lives.insert(*attempt, Life { epoch, phase, blocks, next_seq, is_passed_over });
         }
         Record::Started(started) => {
             if let Some(life) = lives.get_mut(&started.attempt) {
@@ -147,10 +160,17 @@ fn apply_to(lives: &mut Lives, position: Position, record: &Record) {
         }
         Record::Block(block) => {
             let (first_seq, next_seq) = (block.first_seq(), block.next_seq());
-            // Behind a gap, which only a power cut leaves, nothing of the attempt counts.
-            if let Some(life) = lives.get_mut(&block.attempt())
-                && life.next_seq.is_none_or(|expected| expected == first_seq)
-            {
+            let Some(life) = lives.get_mut(&block.attempt()) else { return };
+            let follows = life.next_seq.is_none_or(|expected| expected == first_seq);
+            let passes_over =
+                life.is_passed_over && life.next_seq.is_some_and(|expected| expected < first_seq);
+            if passes_over {
+                // What is missing was acknowledged, and so was all before it.
+                life.blocks.clear();
+            }
+            // Behind any other gap, which only a power cut leaves, nothing of the attempt counts.
+            if follows || passes_over {
+                life.is_passed_over = false;
                 life.blocks.push_back(BlockAt { position, first_seq, next_seq });
                 life.next_seq = Some(next_seq);
             }

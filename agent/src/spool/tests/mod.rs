@@ -269,3 +269,24 @@ fn a_segment_that_cannot_be_removed_fails_no_append() {
     journal.append([Record::Settled(attempt(1))]).unwrap();
     assert_eq!(journal.lives().count(), 0);
 }
+
+#[test]
+fn a_follower_passes_over_segments_that_were_removed_before_it_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut follower = Follower::new(folder.path().to_owned());
+    let mut journal = Journal::open(folder.path(), SMALL).unwrap();
+    journal.append([assigned(1), started(1)]).unwrap();
+    catch_up(&mut follower);
+    for first in [0, 1] {
+        journal.append([Record::Block(block(1, first, 1, 10))]).unwrap();
+        drop(journal);
+        journal = Journal::open(folder.path(), SMALL).unwrap();
+    }
+    journal.acknowledge(attempt(1), 2).unwrap();
+    journal.append([Record::Block(block(1, 2, 1, 10))]).unwrap();
+    assert_eq!(segments(folder.path()), 1, "what was acknowledged is gone");
+    catch_up(&mut follower);
+    let life = follower.index().life(attempt(1)).unwrap().clone();
+    assert_eq!((life.blocks.len(), life.next_seq), (1, Some(3)));
+    assert_eq!(follower.block(life.blocks[0]).unwrap(), Some(block(1, 2, 1, 10)));
+}
