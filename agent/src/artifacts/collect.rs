@@ -32,7 +32,7 @@ use super::hash;
 use super::rules::Rules;
 
 /// Most files kept of one attempt.
-pub const FILES_MAX: usize = 100_000;
+pub const FILES_MAX: usize = limit::ARTIFACTS_PER_ATTEMPT_MAX;
 
 /// Most names looked at for one attempt: what a walk may cost in memory and time.
 pub const ENTRIES_MAX: usize = 2_000_000;

@@ -11,6 +11,7 @@ use packrun_protocol::time::Timestamp;
 
 use super::exit::Error;
 use super::world::World;
+pub use crate::pack::problem::printable;
 
 /// How lists and single things are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -159,16 +160,6 @@ pub fn fields(fields: &[(&str, String)]) -> String {
         let _ = writeln!(text, "{:width$} {}", format!("{name}:"), printable(value));
     }
     text
-}
-
-/// `text` with its control characters escaped.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() { printable.extend(char.escape_default()) } else { printable.push(char) }
-    }
-    printable
 }
 
 /// A line of a log for a terminal: tabs and colours stay, other control characters are escaped.

@@ -9,7 +9,7 @@ use packrun_protocol::name::JobKey;
 use packrun_protocol::state::{JobRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
-use super::change::{AgentRow, AgentState};
+use super::change::AgentRow;
 use super::event::SessionId;
 use super::plan::Plan;
 use super::schedule::{Host, Schedule};
@@ -76,12 +76,6 @@ impl Core {
     #[must_use]
     pub fn plan(&self, run: PackRunId) -> Option<Arc<Plan>> {
         self.runs.get(&run).map(|run| run.row.plan.clone())
-    }
-
-    /// Whether an agent gets work; `None` when it was never enrolled.
-    #[must_use]
-    pub fn agent_state(&self, id: AgentId) -> Option<AgentState> {
-        self.agents.get(&id).map(|agent| agent.row.state)
     }
 
     /// The attempts of a pack run whose agents are not connected, and when each was assigned. Costs a look at each

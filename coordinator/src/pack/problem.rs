@@ -210,7 +210,8 @@ pub(super) fn excerpt(text: &str) -> String {
 }
 
 /// `text` with its control characters escaped: what a file says must not command the terminal it is shown on.
-fn printable(text: &str) -> String {
+#[must_use]
+pub fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
     for char in text.chars() {
         if char.is_control() { printable.extend(char.escape_default()) } else { printable.push(char) }

@@ -74,7 +74,8 @@ fn tokens_and_names_outlive_a_restart() {
     assert_eq!(join(&mut world, 1, b"secret", 2), Err(Refusal::NotInvited));
     assert_eq!(join(&mut world, 2, b"secret", 2), Ok(Reply::Enrolled { name: name("host-2") }));
     assert_eq!(join(&mut world, 3, b"secret", 3), Ok(Reply::Enrolled { name: name("host-3") }));
-    assert_eq!(world.core.agent_state(agent_id(2)), Some(AgentState::Active));
+    let state = world.core.agent(agent_id(2)).map(|agent| agent.row.state);
+    assert_eq!(state, Some(AgentState::Active));
 }
 
 #[test]
