@@ -37,7 +37,7 @@ pub struct QueryOf<T>(pub T);
 #[derive(Debug, Clone, Copy)]
 pub struct Input<T>(pub T);
 
-/// A JSON body as [`Input`], or none at all, which is `T`'s default.
+/// A JSON body as [`Input`], or `null`, or none at all, which is `T`'s default.
 #[derive(Debug, Clone, Copy)]
 pub struct OptionalInput<T>(pub T);
 
@@ -100,7 +100,7 @@ where
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        json(media_type.as_deref(), &bytes).map(Self)
+        json::<Option<T>>(media_type.as_deref(), &bytes).map(|value| Self(value.unwrap_or_default()))
     }
 }
 
@@ -118,6 +118,10 @@ fn json<T: DeserializeOwned>(media_type: Option<&str>, bytes: &[u8]) -> Result<T
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         let detail = "the body has to be JSON, with `Content-Type: application/json`";
         return Err(ApiError::new(ProblemKind::UnsupportedMediaType, detail));
+    }
+    // A list of a structure's values in their order would be understood as well; no client is to rely on that.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::invalid("the body is a list; it has to be an object"));
     }
     serde_json::from_slice(bytes).map_err(|error| ApiError::invalid(format!("the body: {error}")))
 }

@@ -110,7 +110,7 @@ pub fn router(app: App) -> axum::Router {
         app,
         planner: Planner::default(),
         streams: streams::Streams::default(),
-        document: openapi::text_of(&document),
+        document: openapi::text_of(&document).unwrap_or_default(),
     };
     routes
         .fallback(limits::not_found)

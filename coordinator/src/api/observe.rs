@@ -10,13 +10,18 @@ use utoipa_axum::routes;
 
 use super::auth::Viewer;
 use super::problem::{ApiError, ProblemKind};
-use super::types::{Problem, Status};
+use super::types::Status;
 use super::{Api, App};
 use crate::engine;
+use crate::pack::JSON_SCHEMA;
 
 /// What is answered however busy the coordinator is, and to everybody.
 pub(super) fn open_routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(openapi))
+    OpenApiRouter::new()
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(openapi))
+        .routes(routes!(pack_schema))
 }
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -24,16 +29,22 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 }
 
 /// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It does", content_type = "text/plain")))]
+#[utoipa::path(
+    get, path = "/healthz", tag = "coordinator", operation_id = "show_health", security(()),
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok")),
+)]
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// Whether the coordinator takes work.
-#[utoipa::path(get, path = "/readyz", responses(
-    (status = 200, description = "It does", content_type = "text/plain"),
-    (status = 503, description = "It doesn't, for this reason", body = Problem, content_type = "application/problem+json"),
-))]
+#[utoipa::path(
+    get, path = "/readyz", tag = "coordinator", operation_id = "show_readiness", security(()),
+    responses(
+        (status = 200, description = "It does", body = String, content_type = "text/plain", example = "ready"),
+        (status = 503, description = "It doesn't, for this reason"),
+    ),
+)]
 async fn readyz(State(app): State<App>) -> Result<&'static str, ApiError> {
     match trouble(&app) {
         None => Ok("ready\n"),
@@ -56,9 +67,21 @@ pub(super) fn trouble(app: &App) -> Option<String> {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")))]
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "coordinator", operation_id = "show_openapi", security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = Object, content_type = "application/json")),
+)]
 async fn openapi(State(api): State<Api>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], api.document)
+}
+
+/// The JSON Schema of a pack file, for editors. It can't say all that registering finds.
+#[utoipa::path(
+    get, path = "/v1/pack-schema.json", tag = "packs", operation_id = "show_pack_schema", security(()),
+    responses((status = 200, description = "JSON Schema, draft 2020-12", body = Object, content_type = "application/schema+json")),
+)]
+async fn pack_schema() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/schema+json")], JSON_SCHEMA)
 }
 
 /// How the coordinator is, and how much it has to do.

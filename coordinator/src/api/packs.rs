@@ -16,7 +16,8 @@ use super::auth::{Operator, Viewer};
 use super::extract::{PathOf, QueryOf, media_type, whole};
 use super::paging::{self, List, PageQuery, Paged};
 use super::problem::{ApiError, ProblemKind};
-use super::types::{PackContent, PackVersion, Page, Problem};
+use super::types::schema::{Pack, PackForm};
+use super::types::{PackContent, PackVersion, Page, schema};
 use super::{Api, App};
 use crate::core::event::Command;
 use crate::core::outcome::Reply;
@@ -57,12 +58,12 @@ struct FormQuery {
     post, path = "/v1/packs", tag = "packs", operation_id = "register_pack",
     request_body(
         description = "The file, at most 8 MiB",
-        content((String = "application/yaml"), (String = "application/toml"), (String = "application/json")),
+        content((Pack = "application/yaml"), (Pack = "application/toml"), (Pack = "application/json")),
     ),
     responses(
-        (status = 201, description = "A new version", body = PackVersion, headers(("Location" = String))),
-        (status = 200, description = "The newest version says the same", body = PackVersion),
-        (status = 422, description = "Not a valid pack", body = Problem, content_type = "application/problem+json"),
+        (status = 201, description = "A new version", body = PackVersion, headers(("Location" = String, description = "Where the version is"))),
+        (status = 200, description = "The newest version says the same", body = PackVersion, headers(("Location" = String, description = "Where the version is"))),
+        (status = 422, description = "Not a valid pack"),
     ),
 )]
 async fn register(_: Operator, State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
@@ -119,14 +120,15 @@ async fn list(
 /// A pack's newest version.
 #[utoipa::path(
     get, path = "/v1/packs/{name}", tag = "packs", operation_id = "show_pack",
-    params(("name" = String, Path, description = "The pack"), FormQuery),
+    params(("name" = schema::Name, Path, description = "The pack"), FormQuery,
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag`s of what the client has")),
     responses(
         (status = 200, description = "All of it as JSON, or the file", content(
-            (PackContent = "application/json"), (String = "application/yaml"), (String = "application/toml"),
-        )),
-        (status = 304, description = "It is what `If-None-Match` says"),
-        (status = 404, description = "No such pack", body = Problem, content_type = "application/problem+json"),
-        (status = 406, description = "The file is in none of the accepted media types", body = Problem, content_type = "application/problem+json"),
+            (PackForm = "application/json"), (Pack = "application/yaml"), (Pack = "application/toml"),
+        ), headers(("ETag" = String, description = "The version's digest and the form, quoted"))),
+        (status = 304, description = "It is what `If-None-Match` says", headers(("ETag" = String))),
+        (status = 404, description = "No such pack"),
+        (status = 406, description = "The file is in none of the accepted media types"),
     ),
 )]
 async fn newest(
@@ -146,10 +148,10 @@ async fn newest(
 /// All versions of a pack, newest first.
 #[utoipa::path(
     get, path = "/v1/packs/{name}/versions", tag = "packs", operation_id = "list_pack_versions",
-    params(("name" = String, Path, description = "The pack"), PageQuery),
+    params(("name" = schema::Name, Path, description = "The pack"), PageQuery),
     responses(
         (status = 200, description = "A page of them", body = Page<PackVersion>),
-        (status = 404, description = "No such pack", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such pack"),
     ),
 )]
 async fn versions(
@@ -178,17 +180,18 @@ async fn versions(
 #[utoipa::path(
     get, path = "/v1/packs/{name}/versions/{version}", tag = "packs", operation_id = "show_pack_version",
     params(
-        ("name" = String, Path, description = "The pack"),
-        ("version" = u32, Path, description = "The version"),
+        ("name" = schema::Name, Path, description = "The pack"),
+        ("version" = u32, Path, description = "The version", minimum = 1, maximum = 4_294_967_295_u32, example = 1),
         FormQuery,
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag`s of what the client has"),
     ),
     responses(
         (status = 200, description = "All of it as JSON, or the file", content(
-            (PackContent = "application/json"), (String = "application/yaml"), (String = "application/toml"),
-        )),
-        (status = 304, description = "It is what `If-None-Match` says"),
-        (status = 404, description = "No such version", body = Problem, content_type = "application/problem+json"),
-        (status = 406, description = "The file is in none of the accepted media types", body = Problem, content_type = "application/problem+json"),
+            (PackForm = "application/json"), (Pack = "application/yaml"), (Pack = "application/toml"),
+        ), headers(("ETag" = String, description = "The version's digest and the form, quoted"))),
+        (status = 304, description = "It is what `If-None-Match` says", headers(("ETag" = String))),
+        (status = 404, description = "No such version"),
+        (status = 406, description = "The file is in none of the accepted media types"),
     ),
 )]
 async fn version(

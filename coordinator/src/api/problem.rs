@@ -33,6 +33,12 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $text,)+ }
             }
 
+            /// Its `type`.
+            #[must_use]
+            pub fn urn(self) -> String {
+                format!("{URN}{}", self.as_str())
+            }
+
             /// The status that it is answered with.
             #[must_use]
             pub const fn status(self) -> StatusCode {
@@ -146,7 +152,7 @@ impl ApiError {
     #[must_use]
     pub fn problem(&self) -> Problem {
         Problem {
-            kind: format!("{URN}{}", self.kind.as_str()),
+            kind: self.kind.urn(),
             title: self.kind.title().to_owned(),
             status: self.kind.status().as_u16(),
             detail: self.detail.as_str().to_owned(),

@@ -13,7 +13,7 @@ use crate::api::auth::{Admin, Viewer};
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::paging::{self, List, PageQuery, Paged};
 use crate::api::problem::ApiError;
-use crate::api::types::{Agent, Page, Problem};
+use crate::api::types::{Agent, Page};
 use crate::api::{Api, App};
 use crate::core::change::AgentState;
 use crate::core::event::Command;
@@ -54,10 +54,10 @@ async fn list(
 /// One agent.
 #[utoipa::path(
     get, path = "/v1/agents/{agent}", tag = "agents", operation_id = "show_agent",
-    params(("agent" = String, Path, description = "Its id or its name")),
+    params(("agent" = String, Path, description = "Its id or its name", pattern = "^[a-z0-9][a-z0-9-]{0,62}$", example = "builder-1")),
     responses(
         (status = 200, description = "It", body = Agent),
-        (status = 404, description = "No such agent", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such agent"),
     ),
 )]
 async fn show(
@@ -71,11 +71,11 @@ async fn show(
 /// Assigns nothing more to an agent; what it runs goes on.
 #[utoipa::path(
     post, path = "/v1/agents/{agent}/drain", tag = "agents", operation_id = "drain_agent",
-    params(("agent" = String, Path, description = "Its id or its name")),
+    params(("agent" = String, Path, description = "Its id or its name", pattern = "^[a-z0-9][a-z0-9-]{0,62}$", example = "builder-1")),
     responses(
         (status = 200, description = "It is drained", body = Agent),
-        (status = 404, description = "No such agent", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It was revoked", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such agent"),
+        (status = 409, description = "It was revoked"),
     ),
 )]
 async fn drain(
@@ -89,11 +89,11 @@ async fn drain(
 /// Assigns to a drained agent again.
 #[utoipa::path(
     post, path = "/v1/agents/{agent}/resume", tag = "agents", operation_id = "resume_agent",
-    params(("agent" = String, Path, description = "Its id or its name")),
+    params(("agent" = String, Path, description = "Its id or its name", pattern = "^[a-z0-9][a-z0-9-]{0,62}$", example = "builder-1")),
     responses(
         (status = 200, description = "It is active", body = Agent),
-        (status = 404, description = "No such agent", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It was revoked", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such agent"),
+        (status = 409, description = "It was revoked"),
     ),
 )]
 async fn resume(
@@ -107,10 +107,10 @@ async fn resume(
 /// Shuts an agent out for good. What it runs is tried elsewhere, or lost.
 #[utoipa::path(
     post, path = "/v1/agents/{agent}/revoke", tag = "agents", operation_id = "revoke_agent",
-    params(("agent" = String, Path, description = "Its id or its name")),
+    params(("agent" = String, Path, description = "Its id or its name", pattern = "^[a-z0-9][a-z0-9-]{0,62}$", example = "builder-1")),
     responses(
         (status = 200, description = "It is revoked", body = Agent),
-        (status = 404, description = "No such agent", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such agent"),
     ),
 )]
 async fn revoke(

@@ -21,7 +21,7 @@ use crate::api::extract::{Input, OptionalInput, PathOf, QueryOf};
 use crate::api::paging::{self, List, PageQuery, Paged};
 use crate::api::problem::{ApiError, ProblemKind};
 use crate::api::token::{ApiToken, secret};
-use crate::api::types::{JoinTokenMade, NewJoinToken, NewToken, Page, Problem, Token, TokenMade};
+use crate::api::types::{JoinTokenMade, NewJoinToken, NewToken, Page, Token, TokenMade, schema};
 use crate::api::{Api, App};
 use crate::core::change::{Grant, TokenEnd, TokenRow};
 use crate::core::event::Command;
@@ -46,7 +46,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     post, path = "/v1/join-tokens", tag = "agents", operation_id = "create_join_token", request_body = Option<NewJoinToken>,
     responses(
         (status = 201, description = "The token, which is not shown again", body = JoinTokenMade),
-        (status = 409, description = "There are too many", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "There are too many"),
     ),
 )]
 async fn invite(
@@ -72,7 +72,7 @@ async fn invite(
     post, path = "/v1/tokens", tag = "tokens", operation_id = "create_token", request_body = NewToken,
     responses(
         (status = 201, description = "The token, which is not shown again", body = TokenMade),
-        (status = 409, description = "There are too many", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "There are too many"),
     ),
 )]
 async fn create(
@@ -114,11 +114,11 @@ async fn list(
 /// Lets nobody do anything with a token any more.
 #[utoipa::path(
     post, path = "/v1/tokens/{id}/revoke", tag = "tokens", operation_id = "revoke_token",
-    params(("id" = String, Path, description = "The token's id")),
+    params(("id" = schema::Id, Path, description = "The token's id")),
     responses(
         (status = 200, description = "It is revoked", body = Token),
-        (status = 404, description = "No such token", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It was used or has expired", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such token"),
+        (status = 409, description = "It was used or has expired"),
     ),
 )]
 async fn revoke(

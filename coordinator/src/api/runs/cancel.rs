@@ -11,7 +11,7 @@ use super::body;
 use crate::api::auth::Operator;
 use crate::api::extract::PathOf;
 use crate::api::problem::{ApiError, ProblemKind};
-use crate::api::types::{JobRun, PackRun, Problem};
+use crate::api::types::{JobRun, PackRun, schema};
 use crate::api::{Api, App};
 use crate::core::event::Command;
 use crate::core::outcome::Refusal;
@@ -20,12 +20,12 @@ use crate::engine::EngineError;
 /// Cancels a pack run with all its job runs.
 #[utoipa::path(
     post, path = "/v1/pack-runs/{id}/cancel", tag = "runs", operation_id = "cancel_pack_run",
-    params(("id" = String, Path, description = "The pack run")),
+    params(("id" = schema::Id, Path, description = "The pack run")),
     responses(
         (status = 200, description = "It is canceled", body = PackRun),
         (status = 202, description = "It will be, once its agents have stopped what runs", body = PackRun),
-        (status = 404, description = "No such pack run", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It has ended otherwise", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such pack run"),
+        (status = 409, description = "It has ended otherwise"),
     ),
 )]
 pub(super) async fn pack_run(
@@ -45,12 +45,12 @@ pub(super) async fn pack_run(
 /// Cancels one job run.
 #[utoipa::path(
     post, path = "/v1/runs/{id}/cancel", tag = "runs", operation_id = "cancel_run",
-    params(("id" = String, Path, description = "The job run")),
+    params(("id" = schema::Id, Path, description = "The job run")),
     responses(
         (status = 200, description = "It is canceled", body = JobRun),
         (status = 202, description = "It will be, once its agent has stopped it", body = JobRun),
-        (status = 404, description = "No such job run", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It has ended otherwise", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such job run"),
+        (status = 409, description = "It has ended otherwise"),
     ),
 )]
 pub(super) async fn job_run(

@@ -24,7 +24,7 @@ use super::auth::Viewer;
 use super::extract::{PathOf, QueryOf};
 use super::paging::{self, List, Paged};
 use super::problem::ApiError;
-use super::types::{JobRun, PackRun, Page, Problem};
+use super::types::{JobRun, PackRun, Page, schema};
 use super::{Api, App};
 use crate::engine::RunFilter;
 
@@ -46,10 +46,10 @@ const PAGE_BYTES: usize = 4 << 20;
 #[into_params(parameter_in = Query)]
 struct ListQuery {
     /// Only runs of this pack.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<schema::Name>)]
     pack: Option<Name>,
     /// Only runs in this state.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<schema::PackRunState>)]
     state: Option<PackRunState>,
     /// Most items: 1 to 500; 50 without.
     #[param(minimum = 1, maximum = 500)]
@@ -95,10 +95,10 @@ async fn list(
 /// A pack run with its job runs, in the order of its plan.
 #[utoipa::path(
     get, path = "/v1/pack-runs/{id}", tag = "runs", operation_id = "show_pack_run",
-    params(("id" = String, Path, description = "The pack run")),
+    params(("id" = schema::Id, Path, description = "The pack run")),
     responses(
         (status = 200, description = "It", body = PackRun),
-        (status = 404, description = "No such pack run", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such pack run"),
     ),
 )]
 async fn show(
@@ -118,10 +118,10 @@ async fn show(
 /// A job run with its attempts.
 #[utoipa::path(
     get, path = "/v1/runs/{id}", tag = "runs", operation_id = "show_run",
-    params(("id" = String, Path, description = "The job run")),
+    params(("id" = schema::Id, Path, description = "The job run")),
     responses(
         (status = 200, description = "It", body = JobRun),
-        (status = 404, description = "No such job run", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such job run"),
     ),
 )]
 async fn show_job_run(

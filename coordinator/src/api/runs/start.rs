@@ -22,7 +22,7 @@ use crate::api::extract::{Input, OptionalInput, PathOf};
 use crate::api::packs;
 use crate::api::planner::Version;
 use crate::api::problem::{ApiError, ProblemKind};
-use crate::api::types::{Fault, NewPackRun, PackRun, Problem, Retry};
+use crate::api::types::{Fault, NewPackRun, PackRun, Retry, schema};
 use crate::api::{Api, App};
 use crate::core::event::{Command, Idempotency, NewRun};
 use crate::core::outcome::{Refusal, Reply};
@@ -40,13 +40,13 @@ pub(super) const PARAMS_BYTES_MAX: usize = 256 << 10;
 /// Starts a pack run.
 #[utoipa::path(
     post, path = "/v1/pack-runs", tag = "runs", operation_id = "start_pack_run", request_body = NewPackRun,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same request under the same key starts one pack run")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters: the same request under the same key starts one pack run", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "nightly-2026-11-24")),
     responses(
-        (status = 201, description = "It is started", body = PackRun, headers(("Location" = String))),
-        (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String))),
-        (status = 404, description = "No such pack version", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The key was used for another request", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The pack doesn't take these parameters", body = Problem, content_type = "application/problem+json"),
+        (status = 201, description = "It is started", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
+        (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
+        (status = 404, description = "No such pack version"),
+        (status = 409, description = "The key was used for another request"),
+        (status = 422, description = "The pack doesn't take these parameters"),
     ),
 )]
 pub(super) async fn create(
@@ -97,14 +97,14 @@ pub(super) async fn create(
 #[utoipa::path(
     post, path = "/v1/pack-runs/{id}/retry", tag = "runs", operation_id = "retry_pack_run", request_body = Option<Retry>,
     params(
-        ("id" = String, Path, description = "The pack run to repeat"),
-        ("Idempotency-Key" = Option<String>, Header, description = "As for a new pack run"),
+        ("id" = schema::Id, Path, description = "The pack run to repeat"),
+        ("Idempotency-Key" = Option<String>, Header, description = "As for a new pack run", min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "nightly-2026-11-24"),
     ),
     responses(
-        (status = 201, description = "The new pack run", body = PackRun, headers(("Location" = String))),
-        (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String))),
-        (status = 404, description = "No such pack run", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It has not ended, or the key was used for another request", body = Problem, content_type = "application/problem+json"),
+        (status = 201, description = "The new pack run", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
+        (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
+        (status = 404, description = "No such pack run"),
+        (status = 409, description = "It has not ended, or the key was used for another request"),
     ),
 )]
 pub(super) async fn retry(

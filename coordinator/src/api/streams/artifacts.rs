@@ -18,7 +18,7 @@ use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::paging::Paged;
 use crate::api::problem::{ApiError, ProblemKind};
-use crate::api::types::{Artifact, Page};
+use crate::api::types::{Artifact, Page, schema};
 use crate::core::change::JobRunRow;
 use crate::engine::Reader;
 
@@ -33,6 +33,7 @@ pub(super) struct Asked {
     /// Behind this place: the last page's `next_cursor`.
     cursor: Option<String>,
     /// At most so many, 1 to 10,000; 1,000 unless it is said.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<u32>,
 }
 
@@ -41,12 +42,12 @@ pub(super) struct Asked {
     get,
     path = "/v1/pack-runs/{id}/artifacts",
     tag = "runs",
-    params(("id" = String, Path), Asked),
+    operation_id = "list_artifacts",
+    params(("id" = schema::Id, Path, description = "The pack run"), Asked),
     responses(
         (status = 200, description = "A page", body = Page<Artifact>),
         (status = 404, description = "There is no such pack run"),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn artifacts(
     _: Viewer,

@@ -16,7 +16,7 @@ use super::source::kept;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::ApiError;
-use crate::api::types::AttemptLog;
+use crate::api::types::{AttemptLog, schema};
 use crate::api::{Api, App};
 use crate::core::change::JobRunRow;
 use crate::engine::Reader;
@@ -28,10 +28,13 @@ use crate::logs::{Extent, LogReader};
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     /// Of which attempt; of the newest unless it is said.
+    #[param(minimum = 1, maximum = 4_294_967_295_u32)]
     attempt: Option<u32>,
     /// The number of the first; unless it is said, 0, and for `order=desc` that of the newest.
+    #[param(minimum = 0, maximum = 18_446_744_073_709_551_615_u64)]
     from: Option<u64>,
     /// At most so many, 1 to 10,000; 1,000 unless it is said. Long ones may be fewer.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<u32>,
     /// Upwards from the first, or downwards.
     #[param(inline)]
@@ -52,12 +55,12 @@ pub(super) enum Order {
     get,
     path = "/v1/runs/{id}/logs",
     tag = "runs",
-    params(("id" = String, Path), Asked),
+    operation_id = "list_run_logs",
+    params(("id" = schema::Id, Path, description = "The job run"), Asked),
     responses(
         (status = 200, description = "The entries", body = AttemptLog),
         (status = 404, description = "There is no such job run or attempt"),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn attempt_logs(
     _: Viewer,

@@ -43,12 +43,11 @@ pub(super) struct Changes {
     get,
     path = "/v1/events",
     tag = "runs",
+    operation_id = "follow_events",
     params(("Last-Event-ID" = Option<String>, Header, description = "Whoever has one has missed some: `reset` comes first")),
     responses(
         (status = 200, description = "The events", content_type = "text/event-stream"),
-        (status = 503, description = "There are as many streams as there may be"),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn events(
     viewer: Viewer,

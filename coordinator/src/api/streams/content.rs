@@ -24,6 +24,7 @@ use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::PathOf;
 use crate::api::problem::{ApiError, ProblemKind};
+use crate::api::types::schema;
 use crate::core::event::Artifact;
 
 /// Where it is.
@@ -36,26 +37,38 @@ const READ_BYTES: usize = 128 << 10;
 const ATTRIBUTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The content of an artifact: whole, or the part that `Range` names. `ETag` is its digest, `Packrun-Mode` its
-/// permissions.
+/// permissions. Of a `Range` with several parts, or one that is none, all of it is given; a weak tag or a date in
+/// `If-Range` is none that matches.
 #[utoipa::path(
     get,
     path = PATH,
     tag = "runs",
+    operation_id = "load_artifact",
     params(
-        ("id" = String, Path),
-        ("key" = String, Path, description = "The job run's key, percent-encoded"),
-        ("path" = String, Path, description = "The file's path, its `/` as they are"),
-        ("Range" = Option<String>, Header), ("If-Range" = Option<String>, Header),
-        ("If-None-Match" = Option<String>, Header),
+        ("id" = schema::Id, Path, description = "The pack run"),
+        ("key" = schema::JobKey, Path, description = "The job run's key, percent-encoded"),
+        ("path" = schema::Path, Path, description = "The file's path, its `/` as they are"),
+        ("Range" = Option<String>, Header, description = "The part: `bytes=FIRST-LAST`, `bytes=FIRST-` or `bytes=-COUNT`", example = "bytes=0-1023"),
+        ("If-Range" = Option<String>, Header, description = "The part only if this is still the `ETag`, else all of it"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag`s of what the client has"),
     ),
     responses(
-        (status = 200, description = "All of it", content_type = "application/octet-stream"),
-        (status = 206, description = "The part", content_type = "application/octet-stream"),
-        (status = 304, description = "The client has it"),
+        (status = 200, description = "All of it", content_type = "application/octet-stream", headers(
+            ("ETag" = String, description = "The digest of the content, quoted"),
+            ("Accept-Ranges" = String, description = "`bytes`"),
+            ("Content-Disposition" = String, description = "The file's name, to be saved under"),
+            ("Packrun-Mode" = String, description = "Its permissions in octal, as `0755`"),
+        )),
+        (status = 206, description = "The part", content_type = "application/octet-stream", headers(
+            ("ETag" = String, description = "The digest of the whole content, quoted"),
+            ("Content-Range" = String, description = "Which part of how much: `bytes FIRST-LAST/SIZE`"),
+        )),
+        (status = 304, description = "The client has it", headers(("ETag" = String, description = "Its digest, quoted"))),
         (status = 404, description = "There is no such pack run, job run or file"),
-        (status = 416, description = "It has no such part; `Content-Range` says its size"),
+        (status = 416, description = "It has no such part", headers(
+            ("Content-Range" = String, description = "How much there is: `bytes */SIZE`"),
+        )),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn content(
     _: Viewer,

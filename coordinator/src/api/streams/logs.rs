@@ -17,7 +17,7 @@ use super::source::{attempts, kept};
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
-use crate::api::types::{LogEntry, Page};
+use crate::api::types::{LogEntry, Page, schema};
 use crate::api::{Api, App};
 use crate::logs::merge::MergeKey;
 use crate::logs::{AppendError, ChronologicalReader, Extent};
@@ -28,10 +28,12 @@ use crate::logs::{AppendError, ChronologicalReader, Extent};
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
     /// Only those of this job, or of the job run with this key.
+    #[param(example = "test[shard=1]")]
     job: Option<String>,
     /// Behind this place: the last page's `next_cursor`.
     cursor: Option<String>,
     /// At most so many, 1 to 10,000; 1,000 unless it is said.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<u32>,
     /// `json`, `ndjson` or `text`; goes before `Accept`.
     #[param(inline)]
@@ -46,13 +48,13 @@ pub(super) struct Asked {
     get,
     path = "/v1/pack-runs/{id}/logs",
     tag = "runs",
-    params(("id" = String, Path), Asked),
+    operation_id = "list_pack_run_logs",
+    params(("id" = schema::Id, Path, description = "The pack run"), Asked),
     responses(
-        (status = 200, description = "A page; `Link` has the next",
+        (status = 200, description = "A page; `Link` has the next. In NDJSON an entry is a line",
             content((Page<LogEntry> = "application/json"), (String = "text/plain"), (LogEntry = "application/x-ndjson"))),
         (status = 404, description = "There is no such pack run, or it has no such job"),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn pack_run_logs(
     _: Viewer,

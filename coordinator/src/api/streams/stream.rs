@@ -16,6 +16,7 @@ use crate::api::Api;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
+use crate::api::types::schema;
 
 /// Where a stream begins.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -36,14 +37,13 @@ pub(super) struct From {
     get,
     path = "/v1/pack-runs/{id}/stream",
     tag = "runs",
-    params(("id" = String, Path), From, ("Last-Event-ID" = Option<String>, Header)),
+    operation_id = "follow_pack_run",
+    params(("id" = schema::Id, Path, description = "The pack run"), From, ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was seen")),
     responses(
         (status = 200, description = "The events", content_type = "text/event-stream"),
         (status = 204, description = "The event that was named was the last"),
         (status = 404, description = "There is no such pack run"),
-        (status = 503, description = "There are as many streams as there may be"),
     ),
-    security(("token" = [])),
 )]
 pub(super) async fn stream(
     viewer: Viewer,

@@ -8,13 +8,16 @@ use std::time::Duration;
 use axum_server::tls_rustls::RustlsConfig;
 use packrun_protocol::cert::{Authority, COORDINATOR_NAME, der_of};
 use reqwest::StatusCode;
+use reqwest::header::CONTENT_TYPE;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 use super::site::{Site, send};
+use crate::api::problem::ProblemKind;
 use crate::api::serve;
 use crate::api::types::Status;
+use crate::pack::JSON_SCHEMA;
 
 #[tokio::test]
 async fn status_counts_what_there_is() {
@@ -86,8 +89,20 @@ async fn the_openapi_document_is_whole() {
             let responses = operation["responses"].as_object().unwrap();
             assert!(responses.keys().any(|status| status.starts_with('2')), "{name} says nothing of success");
             assert!(operation["summary"].is_string(), "{name} says not what it is for");
-            let closed = path.starts_with("/v1/");
-            assert_eq!(closed, operation["security"].is_array(), "{name}");
+            let closed = path.starts_with("/v1/") && path != "/v1/pack-schema.json";
+            assert_eq!(closed, !operation["security"][0]["token"].is_null(), "{name}");
+            // What is refused is a problem, and what is a page says where the next is.
+            for (status, response) in responses.iter().filter(|(status, _)| status.starts_with(['4', '5'])) {
+                let problem = &response["content"]["application/problem+json"]["schema"]["$ref"];
+                assert_eq!(problem, "#/components/schemas/Problem", "{name} {status}");
+            }
+            let parameters = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
+            if parameters.iter().any(|parameter| parameter["name"] == "cursor" && parameters.len() > 1)
+                && path.ends_with('s')
+            {
+                assert!(responses["200"]["headers"]["Link"].is_object(), "{name}");
+            }
+            assert!(parameters.iter().all(|parameter| parameter["description"].is_string()), "{name}");
             assert_eq!(closed, responses.contains_key("401") && responses.contains_key("403"), "{name}");
             let ids = operation["operationId"].as_str().unwrap().to_owned();
             assert!(operations.insert(ids), "{name}: two operations have one id");
@@ -97,6 +112,26 @@ async fn the_openapi_document_is_whole() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn the_document_names_every_kind_of_problem_and_what_a_pack_file_takes() {
+    let site = Site::start().await;
+    let open = async |path: &str| send(site.client.get(format!("{}{path}", site.url))).await;
+    let document: Value = open("/openapi.json").await.json();
+    let schemas = &document["components"]["schemas"];
+    let kinds = schemas["ProblemType"]["enum"].as_array().unwrap().iter();
+    let kinds: Vec<_> = kinds.map(|kind| kind.as_str().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ProblemKind::ALL.iter().map(|kind| kind.urn()).collect::<Vec<_>>());
+    let served = open("/v1/pack-schema.json").await;
+    assert_eq!(
+        (served.header(CONTENT_TYPE), &*served.body),
+        ("application/schema+json", JSON_SCHEMA.as_bytes())
+    );
+    let body = &document["paths"]["/v1/packs"]["post"]["requestBody"]["content"]["application/yaml"];
+    assert_eq!(body["schema"]["$ref"], "#/components/schemas/Pack");
+    let at = schemas["Pack"]["properties"]["jobs"]["additionalProperties"]["$ref"].as_str().unwrap();
+    assert!(document.pointer(&at[1..]).is_some(), "{at} leads nowhere");
 }
 
 #[tokio::test]

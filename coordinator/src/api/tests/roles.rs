@@ -24,6 +24,7 @@ const ROUTES: &[(&str, &str, Option<Role>)] = &[
     ("get", "/v1/pack-runs/{id}/artifacts/{key}/{path}", Some(Viewer)),
     ("get", "/v1/pack-runs/{id}/logs", Some(Viewer)),
     ("get", "/v1/pack-runs/{id}/stream", Some(Viewer)),
+    ("get", "/v1/pack-schema.json", None),
     ("get", "/v1/packs", Some(Viewer)),
     ("get", "/v1/packs/{name}", Some(Viewer)),
     ("get", "/v1/packs/{name}/versions", Some(Viewer)),

@@ -8,26 +8,27 @@ use packrun_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::{schema, unique, whole};
 use crate::core::change::{AgentState, Role};
 
 /// An agent.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Agent {
     /// Its id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub id: AgentId,
     /// What it is called.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Name)]
     pub name: Name,
     /// Whether it gets work: `active`, `drained` or `revoked`.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::AgentState)]
     pub state: AgentState,
     /// Whether it is connected.
     pub connected: bool,
     /// Whether it wants nothing more for now, by its own word.
     pub draining: bool,
     /// All its labels.
-    #[schema(value_type = BTreeMap<String, String>)]
+    #[schema(value_type = schema::Labels)]
     pub labels: Labels,
     /// How many attempts it takes at once; `null` before it has connected, as the next two.
     pub slots: Option<u32>,
@@ -38,7 +39,7 @@ pub struct Agent {
     /// How many attempts it holds.
     pub held: u32,
     /// When it enrolled.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub enrolled_at: Timestamp,
 }
 
@@ -47,13 +48,16 @@ pub struct Agent {
 #[serde(deny_unknown_fields)]
 pub struct NewJoinToken {
     /// How long it holds, in seconds: 1 to 2,592,000 (30 days); an hour without.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 2_592_000, example = 3600)]
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
     /// Labels of the agent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique")]
+    #[schema(value_type = schema::Labels)]
     pub labels: BTreeMap<String, String>,
     /// The agent's name, unless it may choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schema::Name>)]
     pub name: Option<String>,
 }
 
@@ -61,12 +65,13 @@ pub struct NewJoinToken {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct JoinTokenMade {
     /// Its id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub id: TokenId,
     /// What the agent is given.
+    #[schema(example = "packrun-join-…")]
     pub token: String,
     /// When it ceases to hold.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub expires_at: Timestamp,
 }
 
@@ -75,10 +80,11 @@ pub struct JoinTokenMade {
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
     /// What its bearer may do: `viewer`, `operator` or `admin`.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Role)]
     pub role: Role,
-    /// How long it holds, in seconds; until it is revoked without.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How long it holds, in seconds: 1 to 315,360,000 (ten years); until it is revoked without.
+    #[schema(minimum = 1, maximum = 315_360_000, example = 86_400)]
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
 }
 
@@ -89,6 +95,7 @@ pub struct TokenMade {
     #[serde(flatten)]
     pub info: Token,
     /// What requests carry: `Authorization: Bearer …`.
+    #[schema(example = "packrun-…")]
     pub token: String,
 }
 
@@ -96,17 +103,19 @@ pub struct TokenMade {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Token {
     /// Its id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub id: TokenId,
     /// `viewer`, `operator`, `admin`, or `join` for one that lets an agent join.
+    #[schema(value_type = schema::TokenUse)]
     pub role: String,
     /// `active`, `expired`, `revoked` or `used`.
+    #[schema(value_type = schema::TokenState)]
     pub state: String,
     /// When it was made.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub created_at: Timestamp,
     /// When it ceases to hold.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub expires_at: Option<Timestamp>,
 }
 
@@ -118,7 +127,7 @@ pub struct Status {
     /// How often its store has been opened.
     pub epoch: u64,
     /// Since when it runs.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub started_at: Timestamp,
     /// Whether it takes work.
     pub ready: bool,

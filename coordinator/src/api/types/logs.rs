@@ -11,16 +11,18 @@ use packrun_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::schema;
+
 /// One line of a log, or a piece of one over 64 KiB.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LogEntry {
     /// Its number within the attempt, from 0.
     pub seq: u64,
     /// When it was read, by the coordinator's clock.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub time: Timestamp,
     /// The job run's key.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::JobKey)]
     pub key: JobKey,
     /// The job.
     pub job: String,
@@ -30,7 +32,7 @@ pub struct LogEntry {
     #[schema(value_type = u32)]
     pub attempt: AttemptNumber,
     /// What it was written to.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::LogStream)]
     pub stream: LogStream,
     /// The text, without the newline; what is no UTF-8 is replaced by U+FFFD.
     pub text: String,
@@ -54,21 +56,21 @@ pub struct AttemptLog {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Artifact {
     /// The job run's key.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::JobKey)]
     pub key: JobKey,
     /// The attempt that left it.
     #[schema(value_type = u32)]
     pub attempt: AttemptNumber,
     /// What the pack calls it.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schema::Name>)]
     pub name: Option<Name>,
     /// Its path in the workspace.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Path)]
     pub path: RelativePath,
     /// Its size in bytes.
     pub size: u64,
     /// The sha256 of its content.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Digest)]
     pub digest: Digest,
     /// Its permissions, in octal: `"0755"`.
     pub mode: String,
@@ -78,7 +80,7 @@ pub struct Artifact {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct StateEvent {
     /// The job run's key; without one, the pack run is meant.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schema::JobKey>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<JobKey>,
     /// The state, of a job run or a pack run.
@@ -89,7 +91,7 @@ pub struct StateEvent {
     /// The name of its agent.
     pub agent: Option<String>,
     /// When.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub time: Timestamp,
     /// Why.
     pub reason: Option<String>,
@@ -102,7 +104,7 @@ pub struct ArtifactEvent {
     #[serde(flatten)]
     pub artifact: Artifact,
     /// When it was recorded.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub time: Timestamp,
 }
 
@@ -110,9 +112,9 @@ pub struct ArtifactEvent {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EndEvent {
     /// What the pack run ended as.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::PackRunState)]
     pub state: PackRunState,
     /// When.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub time: Timestamp,
 }

@@ -9,21 +9,23 @@ use packrun_protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::{schema, unique, whole};
+
 /// A pack version.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PackVersion {
     /// The pack.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Name)]
     pub name: Name,
     /// 1, 2, …
     pub version: u32,
     /// The sha256 of the checked pack as canonical JSON.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Digest)]
     pub digest: Digest,
     /// The media type of the file.
     pub media_type: String,
     /// When it was registered.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub registered_at: Timestamp,
 }
 
@@ -44,12 +46,15 @@ pub struct PackContent {
 #[serde(deny_unknown_fields)]
 pub struct NewPackRun {
     /// The pack.
+    #[schema(value_type = schema::Name)]
     pub pack: String,
     /// The version; the newest without.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 4_294_967_295_u32, example = 1)]
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
     /// Values of the pack's parameters: texts, numbers or booleans.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique")]
+    #[schema(value_type = BTreeMap<String, schema::ParameterValue>, example = json!({ "profile": "release" }))]
     pub params: BTreeMap<String, serde_json::Value>,
 }
 
@@ -66,31 +71,31 @@ pub struct Retry {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct PackRun {
     /// Its id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub id: PackRunId,
     /// The pack.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Name)]
     pub pack: Name,
     /// Its version.
     pub version: u32,
     /// Its state.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::PackRunState)]
     pub state: PackRunState,
     /// Whether somebody asked for its cancellation.
     pub canceled: bool,
     /// The parameters that were given.
     pub params: BTreeMap<String, String>,
     /// The pack run that it repeats.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schema::Id>)]
     pub retry_of: Option<PackRunId>,
     /// When it was created.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub created_at: Timestamp,
     /// Since when it is in its state.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub since: Timestamp,
     /// When it ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub ended_at: Option<Timestamp>,
     /// Its job runs, in the order of the pack; not in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,23 +106,23 @@ pub struct PackRun {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct JobRun {
     /// Its id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub id: JobRunId,
     /// Its pack run.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub pack_run: PackRunId,
     /// Its key: the job's name, and the values of its matrix.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::JobKey)]
     pub key: JobKey,
     /// The job.
     pub job: String,
     /// The values of its matrix.
     pub matrix: BTreeMap<String, String>,
     /// Its state.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::JobRunState)]
     pub state: JobRunState,
     /// Since when; `null` while it is blocked.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub since: Option<Timestamp>,
     /// Why it is in its state, or what it waits for.
     pub reason: Option<String>,
@@ -127,10 +132,10 @@ pub struct JobRun {
     /// The name of the agent of the newest attempt.
     pub agent: Option<String>,
     /// When the newest attempt's process was started.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub started_at: Option<Timestamp>,
     /// When the job run ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub ended_at: Option<Timestamp>,
     /// How long the newest attempt's process ran, in seconds.
     pub duration_seconds: Option<f64>,
@@ -139,7 +144,7 @@ pub struct JobRun {
     /// The signal that ended the newest attempt's process.
     pub signal: Option<u8>,
     /// The job run whose success and artifacts it took over.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schema::Id>)]
     pub reused_from: Option<JobRunId>,
     /// All attempts, by number; only where one job run is shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,21 +158,21 @@ pub struct Attempt {
     #[schema(value_type = u32)]
     pub number: AttemptNumber,
     /// Its state.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::AttemptState)]
     pub state: AttemptState,
     /// The agent's name.
     pub agent: String,
     /// The agent's id.
-    #[schema(value_type = String)]
+    #[schema(value_type = schema::Id)]
     pub agent_id: AgentId,
     /// When it was assigned.
-    #[schema(value_type = String, format = DateTime)]
+    #[schema(value_type = schema::Time)]
     pub assigned_at: Timestamp,
     /// When its process was started.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub started_at: Option<Timestamp>,
     /// When it ended.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<schema::Time>)]
     pub ended_at: Option<Timestamp>,
     /// How long its process ran by the agent's clock, in seconds.
     pub duration_seconds: Option<f64>,
