@@ -73,7 +73,7 @@ async fn schemathesis_finds_nothing_undocumented() {
     let mut command = Command::new(tool);
     command.arg("--config-file").arg(&file).arg("run").arg(format!("{}/openapi.json", coordinator.url()));
     command.args(["--seed", &setting("SCHEMATHESIS_SEED", "1")]);
-    command.args(["--max-examples", &setting("SCHEMATHESIS_EXAMPLES", "10")]);
+    command.args(["--max-examples", &setting("SCHEMATHESIS_EXAMPLES", "30")]);
     command.args(["--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--no-color"]);
     if let Ok(seconds) = std::env::var("SCHEMATHESIS_SECONDS") {
         command.args(["--max-time", &seconds]);
@@ -83,7 +83,11 @@ async fn schemathesis_finds_nothing_undocumented() {
     command.env("PACKRUN_TEST_KEPT", kept.join(","));
     let told = command.output().await.unwrap();
     let (out, errors) = (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
-    assert!(told.status.success(), "{out}\n{errors}\nthe coordinator's log:\n{}", coordinator.process().log());
+    assert!(
+        told.status.success(),
+        "{out}\n{errors}\nthe coordinator's log:\n{}",
+        coordinator.process().log()
+    );
     println!("{out}");
     let log = coordinator.process().log();
     assert!(!log.contains("panicked") && !log.contains("a request failed"), "{log}");
