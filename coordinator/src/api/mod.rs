@@ -12,13 +12,14 @@
 //! | `admin` | agents and tokens |
 //! | `observe` | health and status |
 //! | `openapi` | what the OpenAPI document says beside the routes |
-//! | `limits`, `accept`, [`serve`](fn@serve) | what one client can cost the others; listening |
+//! | `limits`, `accept`, `answer`, `stall`, [`serve`](fn@serve) | what one client can cost the others; listening |
 //!
 //! Everything from a client is hostile: bodies, pages, the requests under way and their time are bounded, and what
 //! can't be read is answered with a problem.
 
 mod accept;
 mod admin;
+mod answer;
 pub mod auth;
 pub mod extract;
 mod limits;
@@ -30,6 +31,7 @@ mod planner;
 pub mod problem;
 mod runs;
 mod serve;
+mod stall;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -10,12 +10,16 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 
 use super::App;
 use super::accept::Places;
+use super::answer::Budget;
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 2048;
 
 /// How long a connection may take for its first request, and a request for its head.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How long a client may take nothing of what it is sent; then its connection is closed.
+const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long answers under way get when the coordinator stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -32,12 +36,13 @@ const HTTP2_STREAMS_MAX: u32 = 200;
 /// # Errors
 /// When the listener can't be used.
 pub async fn serve(listener: TcpListener, tls: Option<RustlsConfig>, app: App) -> io::Result<()> {
-    serve_at_most(CONNECTIONS_MAX, listener, tls, app).await
+    let places = Places::new(CONNECTIONS_MAX, STALL_TIME_MAX, Budget::default());
+    serve_at(places, listener, tls, app).await
 }
 
-/// As [`serve`], with so many connections at a time.
-pub(super) async fn serve_at_most(
-    connections_max: usize,
+/// As [`serve`], with these places for connections.
+pub(super) async fn serve_at(
+    places: Places,
     listener: TcpListener,
     tls: Option<RustlsConfig>,
     app: App,
@@ -60,7 +65,6 @@ pub(super) async fn serve_at_most(
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(HEAD_TIME_MAX);
     let service = super::router(app).into_make_service();
-    let places = Places::new(connections_max);
     let served = match tls {
         Some(config) => {
             let acceptor = RustlsAcceptor::new(config).acceptor(places);

@@ -14,8 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::site::{Answer, Site, send};
+use crate::api::accept::Places;
+use crate::api::answer::Budget;
 use crate::api::extract::JSON_BYTES_MAX;
-use crate::api::serve::serve_at_most;
+use crate::api::serve::serve_at;
 use crate::api::token::ApiToken;
 use crate::api::types::{PackRun, Page};
 use crate::core::change::Role;
@@ -234,7 +236,12 @@ async fn a_connection_more_than_there_may_be_is_closed() {
     let site = Site::start().await;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let served = tokio::spawn(serve_at_most(1, listener, None, site.app.clone()));
+    let served = tokio::spawn(serve_at(
+        Places::new(1, Duration::from_secs(60), Budget::default()),
+        listener,
+        None,
+        site.app.clone(),
+    ));
     let ask = async || {
         let mut connection = TcpStream::connect(address).await.unwrap();
         // Who is turned away may find the connection reset at any of these.

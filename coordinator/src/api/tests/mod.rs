@@ -9,3 +9,4 @@ mod repeat;
 mod roles;
 mod runs;
 pub(crate) mod site;
+mod stuck;
