@@ -7,6 +7,7 @@ mod artifacts;
 mod commands;
 mod logs;
 mod packs;
+mod rest_hostile;
 mod runs;
 mod stops;
 mod stream;

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod process;
+pub mod raw;
 pub mod stream;
 
 use std::path::PathBuf;
