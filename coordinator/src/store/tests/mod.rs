@@ -1,6 +1,7 @@
 //! The store on real files, driven by the real core.
 
 mod crash;
+mod index;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
