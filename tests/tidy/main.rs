@@ -1,5 +1,5 @@
-//! What the README says of the house, checked: who may import whom, which crate is known where, how long a file may
-//! be, that each says what it is for, and that none is forgotten.
+//! What ARCHITECTURE.md says of the house, checked: who may import whom, which crate is known where, how long a file
+//! may be, that each says what it is for, and that none is forgotten.
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 

@@ -9,7 +9,7 @@ use super::source::{Key, Node, Value};
 use super::template::Template;
 
 /// Keys kept for later releases wherever keys are known: a file that uses one gets told so, not a guess.
-const RESERVED: [&str; 14] = [
+pub(super) const RESERVED: [&str; 14] = [
     "cache",
     "concurrency",
     "container",

@@ -4,6 +4,7 @@ mod equivalence;
 mod expansion;
 mod problems;
 mod properties;
+mod reference;
 mod schema;
 
 use super::{Format, InvalidPack, Pack, check};
