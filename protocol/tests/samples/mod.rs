@@ -90,6 +90,7 @@ pub(crate) fn to_agent() -> Vec<(&'static str, FromCoordinator)> {
         name: "builder-1".parse().unwrap(),
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
+        api: "https://ci.example.org:7080".try_into().unwrap(),
         attempts: vec![
             (attempt(), HeldAnswer::GoOn { log_from: 12 }),
             (attempt(), HeldAnswer::Fenced),

@@ -75,6 +75,7 @@ fn welcome(attempts: Vec<(AttemptId, HeldAnswer)>) -> ToAgent {
         minor: MINOR,
         agent: AgentId::from_bytes([9; 16]),
         name: "host".parse().unwrap(),
+        api: "http://127.0.0.1:7080".try_into().unwrap(),
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
         attempts: attempts.try_into().unwrap(),
