@@ -277,6 +277,7 @@ impl State {
                         && !kept.is_forgotten
                     {
                         kept.taken = block.next_seq();
+                        kept.invalid_bytes += block.invalid_bytes();
                         records.push(Record::Block(block));
                     }
                 }

@@ -55,6 +55,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         ran_for: Duration::from_millis(1500),
         entries: 12,
         artifacts: 1,
+        invalid_bytes: 3,
     };
     let hello = Hello {
         minor: MINOR,

@@ -176,6 +176,7 @@ impl Machine {
                 ran_for: Duration::ZERO,
                 entries: 0,
                 artifacts: 0,
+                invalid_bytes: 0,
             };
             self.held.insert(attempt, Held::ended(outcome));
             self.report(attempt, out);

@@ -49,6 +49,7 @@ fn outcome(verdict: Verdict, entries: u64) -> Outcome {
         ran_for: Duration::ZERO,
         entries,
         artifacts: 0,
+        invalid_bytes: 0,
     }
 }
 
