@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod commands;
+mod examples;
 mod logs;
 mod packs;
 mod runs;
