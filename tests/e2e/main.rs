@@ -9,6 +9,7 @@ mod examples;
 mod logs;
 mod packs;
 mod runs;
+mod speed;
 mod stops;
 mod stream;
 mod trust;
