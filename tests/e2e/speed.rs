@@ -264,8 +264,8 @@ const BEFORE: u64 = 5_000;
 
 #[tokio::test]
 async fn readers_who_stop_hold_up_nobody_and_get_all_when_they_go_on() {
-    const LINES: u64 = scaled(400_000, 100_000);
-    const FILE: usize = 192 << 20;
+    const LINES: u64 = scaled(400_000, 60_000);
+    const FILE: usize = scaled(192 << 20, 64 << 20) as usize;
     let mut coordinator = Coordinator::start(&programs()).await;
     let mut agent = coordinator.agent("builder", &[]).await;
     let api = coordinator.api();
