@@ -19,10 +19,13 @@
 //! Invariants of a [`Block`]: the crc holds, the lengths add up, times never run backwards, no text is over
 //! [`limit::ENTRY_TEXT_BYTES_MAX`], all texts together are within [`limit::BLOCK_TEXT_BYTES_MAX`].
 
+mod lossy;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::lossy::invalid_bytes;
 use crate::id::{AttemptId, AttemptNumber, JobRunId};
 use crate::limit;
 use crate::time::Timestamp;

@@ -24,6 +24,9 @@ pub const MINOR: u32 = 0;
 /// PEM text of a certificate, a chain of them, or a certificate request.
 pub type Pem = BoundedText<{ limit::CERTIFICATE_BYTES_MAX }>;
 
+/// The URL of the coordinator's API as people and programs dial it, without a slash at its end.
+pub type ApiUrl = BoundedText<{ limit::API_URL_BYTES_MAX }>;
+
 /// What an agent says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -198,6 +201,8 @@ pub struct Welcome {
     pub lease: Duration,
     /// How often the agent should ping.
     pub heartbeat: Duration,
+    /// Where jobs and those who read their logs find the API.
+    pub api: ApiUrl,
     /// What becomes of each attempt that `Hello` reported, in its order.
     pub attempts: Bounded<(AttemptId, HeldAnswer), { limit::HELD_ATTEMPTS_MAX }>,
 }

@@ -132,6 +132,18 @@ pub struct AttemptId {
     pub number: AttemptNumber,
 }
 
+impl AttemptId {
+    /// What stands for it where traces are kept (W3C Trace Context, `traceparent`): its pack run `run` is the trace,
+    /// it is the span. Both sides find the same without asking each other, and every try has a span of its own.
+    #[must_use]
+    pub fn traceparent(self, run: PackRunId) -> String {
+        let trace = u128::from_be_bytes(run.to_bytes());
+        // The random half of the id: its variant bits are never all zero, as a span's may not be.
+        let span = u128::from_be_bytes(self.job_run.to_bytes()) as u64 ^ u64::from(self.number.get());
+        format!("00-{trace:032x}-{span:016x}-01")
+    }
+}
+
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}#{}", self.job_run, self.number)
@@ -267,6 +279,16 @@ mod tests {
         {
             assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn every_try_is_a_span_of_its_own_in_the_trace_of_its_pack_run() {
+        let run: PackRunId = "0197f3a1-2b3c-7d4e-8f50-61728394a5b6".parse().unwrap();
+        let job_run: JobRunId = "0197f3a1-2b3d-7000-8000-0000000000ff".parse().unwrap();
+        let first = AttemptId { job_run, number: AttemptNumber::FIRST };
+        let second = AttemptId { number: first.number.next(), ..first };
+        assert_eq!(first.traceparent(run), "00-0197f3a12b3c7d4e8f5061728394a5b6-80000000000000fe-01");
+        assert_eq!(second.traceparent(run), "00-0197f3a12b3c7d4e8f5061728394a5b6-80000000000000fd-01");
     }
 
     #[test]

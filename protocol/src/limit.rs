@@ -79,6 +79,9 @@ pub const ARTIFACT_BYTES_MAX: u64 = 1 << 40;
 /// Longest certificate or certificate request, in bytes of PEM.
 pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
 
+/// Longest URL of a coordinator's API, in bytes.
+pub const API_URL_BYTES_MAX: usize = 512;
+
 /// Longest join token, in bytes of text.
 pub const JOIN_TOKEN_BYTES_MAX: usize = 256;
 

@@ -210,6 +210,8 @@ pub struct Outcome {
     pub entries: u64,
     /// How many artifacts it left.
     pub artifacts: u32,
+    /// How many bytes of its output are no UTF-8; those of an attempt that was lost are not counted.
+    pub invalid_bytes: u64,
 }
 
 #[cfg(test)]

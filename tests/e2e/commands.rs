@@ -9,11 +9,11 @@ use tokio::process::Command;
 
 use crate::programs;
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-async fn dev(arguments: &[&str]) -> Output {
+pub(crate) async fn dev(arguments: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(programs().packrun);
     command.arg("dev").args(arguments).stdin(Stdio::null()).env_clear();

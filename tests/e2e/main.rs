@@ -5,10 +5,12 @@
 
 mod artifacts;
 mod commands;
+mod examples;
 mod logs;
 mod packs;
 mod rest_hostile;
 mod runs;
+mod speed;
 mod stops;
 mod stream;
 mod trust;

@@ -106,6 +106,7 @@ jobs:
     run: |
       echo "$FOR_ALL ${{ params.profile }} $PACKRUN_PARAM_PROFILE $SHARD ${{ matrix.os }}"
       echo "$PACKRUN_PACK $PACKRUN_VERSION $PACKRUN_JOB $PACKRUN_ATTEMPT $PACKRUN_AGENT $CI"
+      echo "$PACKRUN_RUN_URL $PACKRUN_SHARD_INDEX/$PACKRUN_SHARD_TOTAL $PACKRUN_MATRIX_OS $TRACEPARENT"
       test "$PWD" = "$PACKRUN_WORKSPACE" && test -d "$HOME" && test -d "$TMPDIR"
   direct:
     command: [printf, "%s\n", "a b", "$HOME"]
@@ -125,8 +126,14 @@ jobs:
         let of_key = entries.iter().filter(|entry| entry["key"] == key).cloned().collect::<Vec<_>>();
         texts(&of_key).join("\n")
     };
-    let expected = "1 release release 2 linux\neverything 1 build[shard=2,os=linux] 1 builder true";
-    assert_eq!(of("build[shard=2,os=linux]"), expected);
+    let trace = id.replace('-', "");
+    let expected = format!(
+        "1 release release 2 linux\neverything 1 build[shard=2,os=linux] 1 builder true\n\
+         {}/v1/pack-runs/{id} 2/2 linux 00-{trace}-",
+        coordinator.url()
+    );
+    let said = of("build[shard=2,os=linux]");
+    assert!(said.starts_with(&expected) && said.ends_with("-01"), "{said}");
     assert_eq!(of("direct"), "a b\n$HOME");
     let wrong = api
         .send(

@@ -74,6 +74,14 @@ impl Process {
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }
+
+    /// The most memory that it had so far, in bytes.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
 }
 
 fn collect(from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {

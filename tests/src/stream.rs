@@ -32,12 +32,23 @@ impl Event {
     }
 }
 
+/// An event as it came: its data is text.
+#[derive(Debug, Clone)]
+pub struct RawEvent {
+    /// Its id, to resume behind it.
+    pub id: String,
+    /// As that of [`Event`].
+    pub kind: String,
+    /// JSON.
+    pub data: String,
+}
+
 /// The events of a stream, as they come.
 #[derive(Debug)]
 pub struct Events {
     answer: Response,
     buffer: Vec<u8>,
-    ready: VecDeque<Event>,
+    ready: VecDeque<RawEvent>,
 }
 
 impl Events {
@@ -47,6 +58,12 @@ impl Events {
 
     /// The next event; `None` when the stream has ended.
     pub async fn next(&mut self) -> Option<Event> {
+        let RawEvent { id, kind, data } = self.next_raw().await?;
+        Some(Event { id, kind, data: serde_json::from_str(&data).unwrap() })
+    }
+
+    /// The next event without a look at its data; `None` when the stream has ended.
+    pub async fn next_raw(&mut self) -> Option<RawEvent> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -54,11 +71,10 @@ impl Events {
             let chunk = in_time("an event", self.answer.chunk()).await;
             // A coordinator that was killed leaves no proper end.
             self.buffer.extend_from_slice(&chunk.ok().flatten()?);
-            while let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
-                let rest = self.buffer.split_off(end + 2);
-                let text = String::from_utf8(std::mem::replace(&mut self.buffer, rest)).unwrap();
-                self.ready.extend(parse(&text));
-            }
+            let Some(end) = self.buffer.windows(2).rposition(|pair| pair == b"\n\n") else { continue };
+            let rest = self.buffer.split_off(end + 2);
+            let text = String::from_utf8(std::mem::replace(&mut self.buffer, rest)).unwrap();
+            self.ready.extend(text.split("\n\n").filter_map(parse));
         }
     }
 
@@ -85,7 +101,7 @@ impl Events {
     }
 }
 
-fn parse(text: &str) -> Option<Event> {
+fn parse(text: &str) -> Option<RawEvent> {
     let (mut id, mut kind, mut data) = (String::new(), String::from("message"), String::new());
     for line in text.lines() {
         match line.split_once(':') {
@@ -95,5 +111,5 @@ fn parse(text: &str) -> Option<Event> {
             _ => {}
         }
     }
-    (!data.is_empty()).then(|| Event { id, kind, data: serde_json::from_str(&data).unwrap() })
+    (!data.is_empty()).then_some(RawEvent { id, kind, data })
 }

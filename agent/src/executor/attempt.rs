@@ -354,6 +354,8 @@ impl Attempt {
             ran_for: self.ran_for,
             entries: self.entries.unwrap_or(0),
             artifacts: self.artifacts,
+            // The keeper counts them.
+            invalid_bytes: 0,
         }
     }
 }

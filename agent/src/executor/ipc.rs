@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use packrun_protocol::control::Assignment;
+use packrun_protocol::control::{ApiUrl, Assignment};
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::name::Name;
@@ -30,6 +30,8 @@ pub enum Order {
         epoch: Epoch,
         /// What the coordinator calls the agent.
         agent: Name,
+        /// Where the coordinator's API is.
+        api: ApiUrl,
         /// What to start.
         assignment: Assignment,
     },

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use packrun_protocol::control::Assignment;
+use packrun_protocol::control::{ApiUrl, Assignment};
 use packrun_protocol::id::AttemptId;
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Verdict;
@@ -182,9 +182,9 @@ impl State {
         for order in orders.drain(..) {
             match order {
                 Order::Start { assignment, .. } if self.attempts.contains_key(&assignment.attempt) => {}
-                Order::Start { agent, assignment, .. } => match refusals.get(&assignment.attempt) {
+                Order::Start { agent, api, assignment, .. } => match refusals.get(&assignment.attempt) {
                     Some(reason) => self.fail(assignment.attempt, reason, 0),
-                    None => self.start(agent, assignment).await,
+                    None => self.start(agent, api, assignment).await,
                 },
                 Order::Cancel { attempt, reason } => {
                     if let Some(kept) = self.attempts.get_mut(&attempt) {
@@ -223,7 +223,7 @@ impl State {
         }
     }
 
-    async fn start(&mut self, agent: Name, assignment: Assignment) {
+    async fn start(&mut self, agent: Name, api: ApiUrl, assignment: Assignment) {
         let attempt = assignment.attempt;
         if self.is_stopping || self.commands.is_none() {
             let outcome = ended(Verdict::Lost, "the agent executes nothing any more", 0, self.clock.now());
@@ -237,6 +237,7 @@ impl State {
             version: assignment.version,
             key: assignment.key,
             agent,
+            api,
             definition: assignment.definition,
         }))
         .await;
@@ -276,6 +277,7 @@ impl State {
                         && !kept.is_forgotten
                     {
                         kept.taken = block.next_seq();
+                        kept.invalid_bytes += block.invalid_bytes();
                         records.push(Record::Block(block));
                     }
                 }

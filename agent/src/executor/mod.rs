@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::thread;
 
 use packrun_protocol::block::Block;
+use packrun_protocol::control::ApiUrl;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::job::Definition;
 use packrun_protocol::name::{JobKey, Name};
@@ -71,6 +72,8 @@ pub struct StartOrder {
     pub key: JobKey,
     /// What the agent is called where that pack run is known.
     pub agent: Name,
+    /// Where the coordinator's API is.
+    pub api: ApiUrl,
     /// The work.
     pub definition: Arc<Definition>,
 }

@@ -109,6 +109,7 @@ impl Workspace {
         let workspace = self.path.to_string_lossy().into_owned();
         let mut variables =
             BTreeMap::from([("HOME", private.clone()), ("TMPDIR", private), ("PATH", host.path.clone())]);
+        variables.insert("TRACEPARENT", order.attempt.traceparent(order.run));
         variables.extend(host.lang.iter().map(|lang| ("LANG", lang.clone())));
         variables.extend(host.tz.iter().map(|tz| ("TZ", tz.clone())));
         variables.extend(order.definition.env.iter().map(|(name, value)| (name.as_str(), value.clone())));
@@ -118,6 +119,7 @@ impl Workspace {
             ("PACKRUN_PACK", order.pack.to_string()),
             ("PACKRUN_VERSION", order.version.to_string()),
             ("PACKRUN_RUN_ID", order.run.to_string()),
+            ("PACKRUN_RUN_URL", format!("{}/v1/pack-runs/{}", order.api, order.run)),
             ("PACKRUN_JOB", order.key.to_string()),
             ("PACKRUN_ATTEMPT", order.attempt.number.to_string()),
             ("PACKRUN_AGENT", order.agent.to_string()),

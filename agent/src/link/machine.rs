@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use packrun_protocol::bounded::{Bounded, BoundedText};
 use packrun_protocol::control::{
-    Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Pem, ToAgent,
+    ApiUrl, Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Pem, ToAgent,
 };
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::limit;
@@ -155,6 +155,7 @@ enum Session {
 struct Live {
     /// What the coordinator calls the agent.
     name: Name,
+    api: ApiUrl,
     heartbeat: Duration,
     /// When the pings that are not answered were sent, by the machine's own `sent`.
     pings: VecDeque<Moment>,

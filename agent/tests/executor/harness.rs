@@ -66,6 +66,7 @@ pub(crate) fn order(definition: Definition) -> StartOrder {
         version: 3,
         key: "test[shard=1]".parse().unwrap(),
         agent: "host-1".parse().unwrap(),
+        api: "http://127.0.0.1:7080".try_into().unwrap(),
         definition: Arc::new(definition),
     }
 }

@@ -79,11 +79,13 @@ async fn the_environment_is_exactly_what_is_promised() {
         "PACKRUN_PACK=demo".to_owned(),
         "PACKRUN_PARAM_A=1".to_owned(),
         format!("PACKRUN_RUN_ID={}", order.run),
+        format!("PACKRUN_RUN_URL=http://127.0.0.1:7080/v1/pack-runs/{}", order.run),
         "PACKRUN_TIMEOUT=90".to_owned(),
         "PACKRUN_VERSION=3".to_owned(),
         format!("PACKRUN_WORKSPACE={workspace}"),
         "PATH=/usr/local/bin:/usr/bin:/bin".to_owned(),
         format!("TMPDIR={workspace}/.packrun"),
+        format!("TRACEPARENT={}", order.attempt.traceparent(order.run)),
         "TZ=UTC".to_owned(),
     ];
     harness.send(Command::Start(order)).await;

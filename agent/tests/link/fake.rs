@@ -208,6 +208,7 @@ impl Peer {
             minor: MINOR,
             agent: self.agent,
             name: "host-1-2".parse().unwrap(),
+            api: "http://127.0.0.1:7080".try_into().unwrap(),
             lease: self.lease,
             heartbeat: Duration::from_secs(1),
             attempts: attempts.try_into().unwrap(),

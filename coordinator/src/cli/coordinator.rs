@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use packrun_protocol::control::ApiUrl;
 use packrun_protocol::id::PackRunId;
 use packrun_protocol::limit;
 use packrun_protocol::time::Clock;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub listen_api: SocketAddr,
     /// Names and addresses by which the API is dialled, beside those that are known.
     pub api_names: Vec<String>,
+    /// Where others reach the API, when that is not by its address or the first of its names.
+    pub api_url: Option<ApiUrl>,
     /// How long an agent may be away before its attempts are given to others.
     pub lease: Duration,
     /// How long an agent's certificate is valid.
@@ -57,14 +60,14 @@ impl Settings {
     /// The defaults, on this folder.
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
-        let fleet = fleet::Settings::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)));
         Self {
             data_dir,
-            listen_agents: fleet.listen,
+            listen_agents: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7443)),
             listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7080)),
             api_names: Vec::new(),
+            api_url: None,
             lease: Config::default().lease,
-            certificate: fleet.certificate,
+            certificate: fleet::CERTIFICATE,
             artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
         }
     }
@@ -128,9 +131,18 @@ impl Coordinator {
             Some(Https::open(identity.clone(), names, clock)?)
         };
 
+        let scheme = if https.is_some() { "https" } else { "http" };
+        let own_url = format!("{scheme}://{}", dialled(address));
+        let api_url = match (&settings.api_url, settings.api_names.first()) {
+            (Some(url), _) => url.clone(),
+            (None, Some(name)) if https.is_some() => {
+                format!("https://{}:{}", in_url(name), address.port()).try_into()?
+            }
+            _ => own_url.as_str().try_into()?,
+        };
         let fleet_settings = fleet::Settings {
             certificate: settings.certificate,
-            ..fleet::Settings::new(settings.listen_agents)
+            ..fleet::Settings::new(settings.listen_agents, api_url)
         };
         let fleet = fleet::start(
             fleet_settings,
@@ -151,12 +163,11 @@ impl Coordinator {
             ca_fingerprint: identity.fingerprint(),
             stop: stop.clone(),
         };
-        let scheme = if https.is_some() { "https" } else { "http" };
         let api = tokio::spawn(api::serve(listener, https.as_ref().map(Https::config), app));
         // It ends with `stop`.
         https.map(|https| tokio::spawn(https.keep(stop.clone())));
         let ready = Ready {
-            api: format!("{scheme}://{}", dialled(address)),
+            api: own_url,
             agents: dialled(fleet.local_addr()).to_string(),
             ca_fingerprint: identity.fingerprint().to_string(),
             admin_token_file,
@@ -301,6 +312,11 @@ fn dialled(address: SocketAddr) -> SocketAddr {
         }
         _ => address,
     }
+}
+
+/// A name or an address as a URL has it.
+fn in_url(name: &str) -> String {
+    if name.contains(':') { format!("[{name}]") } else { name.to_owned() }
 }
 
 /// Puts a file with this content at `path`, whole or not at all.

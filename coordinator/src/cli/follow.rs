@@ -174,6 +174,10 @@ pub fn summary(run: &PackRun, color: bool, afterwards: Afterwards) -> String {
         };
         text.push_str(&format!("and {left_out} more{all}\n"));
     }
+    let invalid = job_runs.iter().filter_map(|job_run| job_run.invalid_bytes).fold(0, u64::saturating_add);
+    if invalid > 0 {
+        text.push_str(&format!("bytes of the logs that are no UTF-8, shown as U+FFFD: {invalid}\n"));
+    }
     let state = Style::of_state(run.state.as_str()).paint(run.state.as_str(), color);
     let took = run.ended_at.map(|end| format!(" after {}", output::duration(end.since(run.created_at))));
     text.push_str(&format!("pack run {} {state}{}\n", run.id, took.unwrap_or_default()));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use packrun_protocol::control::ApiUrl;
 use serde::Deserialize;
 
 use super::args;
@@ -59,6 +60,10 @@ pub struct ServeArgs {
     /// and main addresses are in it anyway [variable: PACKRUN_API_NAME, with commas between]
     #[arg(long = "api-name", value_name = "NAME")]
     pub api_names: Vec<String>,
+    /// Where others reach the API, as by a proxy: jobs have it in PACKRUN_RUN_URL [default: by the first --api-name,
+    /// or by the address that it listens on] [variable: PACKRUN_API_URL]
+    #[arg(long, value_name = "URL", value_parser = api_url)]
+    pub api_url: Option<ApiUrl>,
     /// How long an agent may be away before its attempts are given to others [default: 60s]
     /// [variable: PACKRUN_LEASE]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
@@ -81,6 +86,7 @@ struct File {
     listen_agents: Option<SocketAddr>,
     listen_api: Option<SocketAddr>,
     api_name: Option<Vec<String>>,
+    api_url: Option<String>,
     lease: Option<String>,
     certificate_ttl: Option<String>,
     artifact_bytes_max: Option<u64>,
@@ -115,11 +121,16 @@ impl ServeArgs {
                 "--api-name: `{wrong}` is no name of a host, nor an address"
             )));
         }
+        let in_file = file.api_url.map(|text| api_url(&text)).transpose();
+        let in_file =
+            in_file.map_err(|error| Error::invalid(format!("the configuration's `api_url`: {error}")))?;
+        let api_url = given(world, self.api_url, "PACKRUN_API_URL", api_url)?.or(in_file);
         let defaults = Settings::new(data_dir.unwrap_or_else(|| default_data_dir(world)));
         let settings = Settings {
             listen_agents: listen_agents.or(file.listen_agents).unwrap_or(defaults.listen_agents),
             listen_api: listen_api.or(file.listen_api).unwrap_or(defaults.listen_api),
             api_names,
+            api_url,
             lease: lease.or(time("lease", file.lease)?).unwrap_or(defaults.lease),
             certificate: certificate
                 .or(time("certificate_ttl", file.certificate_ttl)?)
@@ -132,6 +143,17 @@ impl ServeArgs {
         within("--artifact-bytes-max", settings.artifact_bytes_max, (1, u64::MAX), "1 and more")?;
         Ok(settings)
     }
+}
+
+/// A URL of the API, without a slash at its end.
+fn api_url(text: &str) -> Result<ApiUrl, String> {
+    let url = reqwest::Url::parse(text).map_err(|error| format!("`{text}` is no URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!(
+            "`{text}` is not where an API can be: it takes http://… or https://… without `?` and `#`"
+        ));
+    }
+    url.as_str().trim_end_matches('/').try_into().map_err(|error| format!("the URL is too long: {error}"))
 }
 
 /// What a flag says, or else a variable that is not empty.
@@ -275,4 +297,21 @@ pub(super) fn not_started(error: anyhow::Error) -> Error {
         return error.hint("another program has the port; choose one by --listen-api or --listen-agents");
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_of_the_api_ends_before_its_last_slash() {
+        for (text, url) in [
+            ("https://ci.example.org", "https://ci.example.org"),
+            ("http://[::1]:7080/", "http://[::1]:7080"),
+            ("https://example.org/packrun/", "https://example.org/packrun"),
+        ] {
+            assert_eq!(api_url(text).unwrap().as_str(), url);
+        }
+        assert!(api_url(&format!("http://{}", "a".repeat(600))).is_err());
+    }
 }

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::cert::CertError;
+use packrun_protocol::control::ApiUrl;
 use packrun_protocol::id::{AgentId, Epoch};
 use packrun_protocol::quic::{ServerIdentity, TlsError, server_config};
 use packrun_protocol::time::{Clock, Timestamp};
@@ -61,6 +62,9 @@ use admission::Revoked;
 use gate::{Gate, Rate, SharedRate};
 use seats::Seats;
 
+/// How long an agent's certificate is valid, unless it is said.
+pub const CERTIFICATE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How long what is under way gets to end when the fleet stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -72,6 +76,8 @@ const READS_MAX: usize = 8;
 pub struct Settings {
     /// Where to listen, UDP.
     pub listen: SocketAddr,
+    /// Where agents and their jobs are told that the API is.
+    pub api: ApiUrl,
     /// How often agents ping.
     pub heartbeat: Duration,
     /// How long an agent's certificate is valid.
@@ -83,11 +89,12 @@ pub struct Settings {
 impl Settings {
     /// The defaults: a ping every four seconds, certificates of a week.
     #[must_use]
-    pub fn new(listen: SocketAddr) -> Self {
+    pub fn new(listen: SocketAddr, api: ApiUrl) -> Self {
         Self {
             listen,
+            api,
             heartbeat: Duration::from_secs(4),
-            certificate: Duration::from_secs(7 * 24 * 3600),
+            certificate: CERTIFICATE,
             limits: Limits::default(),
         }
     }

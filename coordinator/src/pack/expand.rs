@@ -4,7 +4,8 @@
 //!
 //! A definition's environment has, in this order: the pack's variables that the job doesn't set, the job's, then
 //! `PACKRUN_PARAM_<NAME>` for every parameter and `PACKRUN_MATRIX_<AXIS>` for every axis, both in declared order,
-//! names in upper case with `-` as `_`. No name is there twice: a pack can't set variables of packrun's.
+//! names in upper case with `-` as `_`; for a matrix job also which of its job runs this is, `PACKRUN_SHARD_INDEX`
+//! from 1, and how many it has, `PACKRUN_SHARD_TOTAL`. No name is there twice: a pack can't set variables of packrun's.
 //! The last axis of a matrix changes fastest.
 
 use std::collections::HashSet;
@@ -109,7 +110,7 @@ impl Pack {
             .map_err(|error| PlanError::Key { job: job.name.clone(), reason: error.to_string() })?;
         let scope = Scope { params: &arguments.0, matrix: &matrix };
         let mut renderer = Renderer { key: &key, scope, bytes_left: JOB_DEFINITION_BYTES_MAX };
-        let definition = renderer.definition(self, job)?;
+        let definition = renderer.definition(self, job, number)?;
         let requirement = Requirement {
             labels: renderer.labels(job)?,
             cpu_millis: job.cpu_millis,
@@ -172,7 +173,8 @@ struct Renderer<'a> {
 }
 
 impl Renderer<'_> {
-    fn definition(&mut self, pack: &Pack, job: &Job) -> Result<Definition, PlanError> {
+    /// What the job's run of this number, from 0, has to do.
+    fn definition(&mut self, pack: &Pack, job: &Job, number: usize) -> Result<Definition, PlanError> {
         let action = match &job.action {
             Action::Script(script) => job::Action::Script(
                 self.parsed("`run`", script, |text| rules::script(text).map(|()| text.to_owned()))?,
@@ -185,7 +187,7 @@ impl Renderer<'_> {
                 job::Action::Command(words)
             }
         };
-        let env = self.env(pack, job)?;
+        let env = self.env(pack, job, number)?;
         let workdir = match &job.workdir {
             Some(workdir) => Some(self.parsed("`workdir`", workdir, rules::relative_path)?),
             None => None,
@@ -226,7 +228,7 @@ impl Renderer<'_> {
         Ok(Definition { action, env, workdir, timeout: job.timeout, artifacts, inputs })
     }
 
-    fn env(&mut self, pack: &Pack, job: &Job) -> Result<Vec<(String, String)>, PlanError> {
+    fn env(&mut self, pack: &Pack, job: &Job, number: usize) -> Result<Vec<(String, String)>, PlanError> {
         let own: HashSet<&str> = job.env.iter().map(|variable| variable.name.as_str()).collect();
         let inherited = pack.env.iter().filter(|variable| !own.contains(variable.name.as_str()));
         let mut env = Vec::with_capacity(pack.env.len() + job.env.len() + pack.params.len());
@@ -241,6 +243,11 @@ impl Renderer<'_> {
         }
         for (name, value) in matrix {
             env.push((self.kept(&variable_name("PACKRUN_MATRIX_", name))?, self.kept(value.as_str())?));
+        }
+        if !matrix.is_empty() {
+            for (name, value) in [("INDEX", number + 1), ("TOTAL", job.width().unwrap_or(0))] {
+                env.push((self.kept(&format!("PACKRUN_SHARD_{name}"))?, self.kept(&value.to_string())?));
+            }
         }
         Ok(env)
     }

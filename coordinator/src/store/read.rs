@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::Name;
+use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::PackRunState;
 use redb::{AccessGuard, Key, ReadTransaction, ReadableTable, TableDefinition, Value};
 use serde::de::DeserializeOwned;
@@ -262,11 +263,23 @@ impl Reader {
 
     /// The artifacts of an attempt, by path.
     pub fn artifacts(&self, attempt: AttemptId) -> Result<Vec<ArtifactRow>, StoreError> {
+        self.artifacts_behind(attempt, None, usize::MAX)
+    }
+
+    /// At most `limit` of the artifacts of an attempt, by path, behind the one at `after`.
+    pub fn artifacts_behind(
+        &self,
+        attempt: AttemptId,
+        after: Option<&RelativePath>,
+        limit: usize,
+    ) -> Result<Vec<ArtifactRow>, StoreError> {
         let table = self.read.open_table(ARTIFACTS).map_err(failed)?;
         let (job_run, number) = attempt_key(attempt);
-        let rows = table.range((job_run, number, "")..).map_err(failed)?;
+        // No path is empty.
+        let behind = Bound::Excluded((job_run, number, after.map_or("", RelativePath::as_str)));
+        let rows = table.range((behind, Bound::Unbounded)).map_err(failed)?;
         let mut artifacts = Vec::new();
-        for row in rows {
+        for row in rows.take(limit) {
             let (key, value) = row.map_err(failed)?;
             let (job_run, number, _) = key.value();
             if attempt_of((job_run, number)) != Some(attempt) {
@@ -275,6 +288,16 @@ impl Reader {
             artifacts.push(decode("artifacts", value.value())?);
         }
         Ok(artifacts)
+    }
+
+    /// The artifact of an attempt at a path.
+    pub fn artifact(
+        &self,
+        attempt: AttemptId,
+        path: &RelativePath,
+    ) -> Result<Option<ArtifactRow>, StoreError> {
+        let (job_run, number) = attempt_key(attempt);
+        self.record("artifacts", ARTIFACTS, (job_run, number, path.as_str()))
     }
 
     /// At most `limit` entries of a pack run's feed from `from` on.

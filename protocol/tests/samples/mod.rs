@@ -55,6 +55,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         ran_for: Duration::from_millis(1500),
         entries: 12,
         artifacts: 1,
+        invalid_bytes: 3,
     };
     let hello = Hello {
         minor: MINOR,
@@ -90,6 +91,7 @@ pub(crate) fn to_agent() -> Vec<(&'static str, FromCoordinator)> {
         name: "builder-1".parse().unwrap(),
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
+        api: "https://ci.example.org:7080".try_into().unwrap(),
         attempts: vec![
             (attempt(), HeldAnswer::GoOn { log_from: 12 }),
             (attempt(), HeldAnswer::Fenced),

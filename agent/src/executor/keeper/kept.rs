@@ -18,6 +18,8 @@ pub(super) struct Kept {
     pub(super) taken: u64,
     /// The number after the last one that is in the journal.
     pub(super) written: u64,
+    /// How many bytes of those entries are no UTF-8.
+    pub(super) invalid_bytes: u64,
     /// How many of the entries are packrun's own, which the executor doesn't count.
     remarks: u64,
     /// Why the coordinator stopped it.
@@ -28,7 +30,15 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) fn new(definition: Arc<Definition>) -> Self {
-        Self { definition, taken: 0, written: 0, remarks: 0, canceled: None, is_forgotten: false }
+        Self {
+            definition,
+            taken: 0,
+            written: 0,
+            invalid_bytes: 0,
+            remarks: 0,
+            canceled: None,
+            is_forgotten: false,
+        }
     }
 
     /// Blocks with these remarks, to be written behind the job's own output.
@@ -55,6 +65,7 @@ impl Kept {
     /// The attempt's outcome, with what the executor can't know.
     pub(super) fn judge(self, mut outcome: Outcome, is_stopping: bool) -> Outcome {
         outcome.entries += self.remarks;
+        outcome.invalid_bytes = self.invalid_bytes;
         if outcome.verdict == Verdict::Canceled {
             match self.canceled {
                 Some(reason) => outcome.reason = outcome.reason.or(Some(reason)),
@@ -79,5 +90,6 @@ pub(super) fn ended(verdict: Verdict, reason: &str, entries: u64, now: Timestamp
         ran_for: Duration::ZERO,
         entries,
         artifacts: 0,
+        invalid_bytes: 0,
     }
 }

@@ -61,7 +61,8 @@ fn assignment(definition: Definition) -> Assignment {
 }
 
 fn started_by(assignment: Assignment) -> Order {
-    Order::Start { epoch: Epoch(1), agent: "host-1".parse().unwrap(), assignment }
+    let api = "http://127.0.0.1:7080".try_into().unwrap();
+    Order::Start { epoch: Epoch(1), agent: "host-1".parse().unwrap(), api, assignment }
 }
 
 impl Side {

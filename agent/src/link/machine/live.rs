@@ -31,8 +31,8 @@ impl Machine {
         let heartbeat = welcome.heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
         self.lease = welcome.lease.min(LEASE_MAX);
         // Welcome answers Hello: that is as good a sign as a ping's.
-        let name = welcome.name.clone();
-        let live = Live { name, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        let (name, api) = (welcome.name.clone(), welcome.api);
+        let live = Live { name, api, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
         self.session = Session::Live(live);
         out.push(Output::Welcomed(welcome.name));
         for (attempt, answer) in welcome.attempts.into_vec() {
@@ -151,11 +151,16 @@ impl Machine {
             }
             return;
         }
-        let name = live.name.clone();
+        let (agent, api) = (live.name.clone(), live.api.clone());
         for (epoch, assignment) in std::mem::take(&mut self.waiting) {
             let attempt = assignment.attempt;
             self.held.insert(attempt, Held::assigned());
-            out.push(Output::Order(Order::Start { epoch, agent: name.clone(), assignment }));
+            out.push(Output::Order(Order::Start {
+                epoch,
+                agent: agent.clone(),
+                api: api.clone(),
+                assignment,
+            }));
             out.push(Output::OpenLog(attempt, 0));
         }
     }
@@ -171,6 +176,7 @@ impl Machine {
                 ran_for: Duration::ZERO,
                 entries: 0,
                 artifacts: 0,
+                invalid_bytes: 0,
             };
             self.held.insert(attempt, Held::ended(outcome));
             self.report(attempt, out);

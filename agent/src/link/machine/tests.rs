@@ -49,6 +49,7 @@ fn outcome(verdict: Verdict, entries: u64) -> Outcome {
         ran_for: Duration::ZERO,
         entries,
         artifacts: 0,
+        invalid_bytes: 0,
     }
 }
 
@@ -75,6 +76,7 @@ fn welcome(attempts: Vec<(AttemptId, HeldAnswer)>) -> ToAgent {
         minor: MINOR,
         agent: AgentId::from_bytes([9; 16]),
         name: "host".parse().unwrap(),
+        api: "http://127.0.0.1:7080".try_into().unwrap(),
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
         attempts: attempts.try_into().unwrap(),

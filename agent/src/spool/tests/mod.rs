@@ -36,6 +36,7 @@ fn ended(number: u8, entries: u64) -> Record {
         ran_for: Duration::from_millis(3),
         entries,
         artifacts: 0,
+        invalid_bytes: 0,
     };
     Record::Ended { attempt: attempt(number), outcome }
 }

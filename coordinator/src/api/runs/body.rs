@@ -144,6 +144,7 @@ fn attempt(row: &AttemptRow, names: &Names) -> Attempt {
         signal: exit.and_then(signal),
         reason: reason(row).map(text),
         entries: row.outcome.as_ref().map(|outcome| outcome.entries),
+        invalid_bytes: row.outcome.as_ref().map(|outcome| outcome.invalid_bytes),
     }
 }
 
@@ -177,6 +178,7 @@ impl Known<'_> {
             duration_seconds: outcome.map(|outcome| outcome.ran_for.as_secs_f64()),
             exit_code: exit.and_then(code),
             signal: exit.and_then(signal),
+            invalid_bytes: outcome.map(|outcome| outcome.invalid_bytes),
             reused_from: self.row.and_then(|row| row.reused_from),
             attempts: None,
         }

@@ -79,11 +79,9 @@ fn list(
         }
         let (index, Some(key)) = (row.index, names.key(row.id)) else { continue };
         let Some(attempt) = origin(reader, row)? else { continue };
-        for found in reader.artifacts(attempt)? {
+        let behind = after.filter(|(place, _)| *place == index).map(|(_, path)| path);
+        for found in reader.artifacts_behind(attempt, behind, most - items.len() + 1)? {
             let place = (index, found.artifact.path.clone());
-            if after.is_some_and(|after| place <= *after) {
-                continue;
-            }
             if items.len() == most {
                 return Ok(Page { items, next_cursor: last.as_ref().map(cursor) });
             }
@@ -112,8 +110,7 @@ pub(super) fn find(
         Some(row) => origin(reader, row)?,
         None => None,
     };
-    let left = attempt.map(|attempt| reader.artifacts(attempt)).transpose()?.unwrap_or_default();
-    let found = left.into_iter().find(|found| found.artifact.path == *path);
+    let found = attempt.map(|attempt| reader.artifact(attempt, path)).transpose()?.flatten();
     found
         .map(|found| found.artifact)
         .ok_or_else(|| ApiError::not_found(format!("job run `{key}` has no artifact `{path}`")))

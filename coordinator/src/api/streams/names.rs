@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use packrun_protocol::block::Entry;
+use packrun_protocol::block::{Entry, invalid_bytes};
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::name::{JobKey, Name};
 
@@ -107,6 +107,7 @@ impl Named {
             attempt: attempt.number,
             stream: entry.stream,
             text: String::from_utf8_lossy(&entry.text).into_owned(),
+            invalid_bytes: invalid_bytes(&entry.text),
             continued: entry.continued,
         }
     }

@@ -36,9 +36,16 @@ pub struct LogEntry {
     pub stream: LogStream,
     /// The text, without the newline; what is no UTF-8 is replaced by U+FFFD.
     pub text: String,
+    /// How many bytes of it are no UTF-8, if any are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub invalid_bytes: u64,
     /// Whether the line goes on in the next entry of the same stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continued: bool,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A page of one attempt's log, by number.

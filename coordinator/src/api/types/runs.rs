@@ -143,6 +143,8 @@ pub struct JobRun {
     pub exit_code: Option<u8>,
     /// The signal that ended the newest attempt's process.
     pub signal: Option<u8>,
+    /// How many bytes of the newest attempt's log are no UTF-8: they are shown as U+FFFD. `null` while that isn't known.
+    pub invalid_bytes: Option<u64>,
     /// The job run whose success and artifacts it took over.
     #[schema(value_type = Option<schema::Id>)]
     pub reused_from: Option<JobRunId>,
@@ -184,4 +186,6 @@ pub struct Attempt {
     pub reason: Option<String>,
     /// How many log entries it wrote; `null` while that isn't known.
     pub entries: Option<u64>,
+    /// How many bytes of them are no UTF-8: they are shown as U+FFFD. `null` while that isn't known.
+    pub invalid_bytes: Option<u64>,
 }

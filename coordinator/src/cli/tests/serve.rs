@@ -48,6 +48,8 @@ async fn a_setting_that_can_not_be_is_named_before_anything_starts() {
         ("--certificate-ttl", "366d"),
         ("--artifact-bytes-max", "0"),
         ("--api-name", "two words"),
+        ("--api-url", "ftp://host/"),
+        ("--api-url", "https://host/?a=b"),
     ] {
         let ran = Invocation::new(&["serve", "--data-dir", &data, flag, value]).run().await;
         assert!(ran.code == 2 && ran.err.contains(flag), "{ran:?}");

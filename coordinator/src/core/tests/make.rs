@@ -70,6 +70,7 @@ pub(crate) fn outcome(verdict: Verdict, artifacts: u32) -> Outcome {
         ran_for: Duration::from_secs(1),
         entries: 3,
         artifacts,
+        invalid_bytes: 0,
     }
 }
 

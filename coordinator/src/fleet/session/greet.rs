@@ -93,6 +93,7 @@ pub(super) async fn greet(
         name,
         lease: shared.lease,
         heartbeat: shared.settings.heartbeat,
+        api: shared.settings.api.clone(),
         attempts,
     }))?;
     // Its streams may come with the next packet.

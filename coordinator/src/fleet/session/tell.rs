@@ -175,6 +175,7 @@ impl Session {
             ran_for: Duration::ZERO,
             entries: 0,
             artifacts: 0,
+            invalid_bytes: 0,
         };
         let log = LogIndex::default();
         Ok(self.engine.report(Report::Ended { attempt, outcome, log }).await?)

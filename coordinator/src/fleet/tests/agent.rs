@@ -266,5 +266,6 @@ pub(super) fn success(entries: u64, artifacts: u32) -> Outcome {
         ran_for: Duration::from_millis(3),
         entries,
         artifacts,
+        invalid_bytes: 0,
     }
 }

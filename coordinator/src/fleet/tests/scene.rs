@@ -101,7 +101,8 @@ impl Job {
 }
 
 pub(super) fn settings() -> Settings {
-    let mut settings = Settings::new((Ipv4Addr::LOCALHOST, 0).into());
+    let mut settings =
+        Settings::new((Ipv4Addr::LOCALHOST, 0).into(), "http://127.0.0.1:7080".try_into().unwrap());
     settings.limits =
         Limits { handshakes_per_second: 10_000, enrolments_per_second: 1000, ..settings.limits };
     settings

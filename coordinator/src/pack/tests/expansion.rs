@@ -81,7 +81,9 @@ jobs:
             "PACKRUN_PARAM_MODE=fast",
             "PACKRUN_PARAM_DRY_RUN=no",
             "PACKRUN_MATRIX_SHARD=2",
-            "PACKRUN_MATRIX_OS=darwin"
+            "PACKRUN_MATRIX_OS=darwin",
+            "PACKRUN_SHARD_INDEX=4",
+            "PACKRUN_SHARD_TOTAL=4"
         ]
     );
 }

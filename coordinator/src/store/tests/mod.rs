@@ -126,6 +126,7 @@ impl World {
             ran_for: Duration::from_secs(1),
             entries: 0,
             artifacts: 1,
+            invalid_bytes: 0,
         };
         self.report(Report::Ended { attempt, outcome, log: LogIndex(b"where it lies"[..].into()) });
     }

@@ -301,6 +301,7 @@ impl Agent {
             ran_for: Duration::from_secs(1),
             entries: extents.last().map_or(0, crate::logs::Extent::next_seq),
             artifacts,
+            invalid_bytes: 0,
         };
         let log = LogIndex(encode_extents(&extents).into());
         self.session.report(Report::Ended { attempt, outcome, log }).await.unwrap();
