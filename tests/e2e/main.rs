@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod commands;
+mod hostile;
 mod logs;
 mod packs;
 mod runs;

@@ -108,8 +108,8 @@ impl HostileAgent {
     /// A session that was welcomed.
     ///
     /// # Errors
-    /// Gives the code that the coordinator closed the connection with.
-    pub async fn connect(&self, hello: Hello) -> Result<Session, CloseCode> {
+    /// Gives the code that the coordinator closed the connection with, as [`closed`] does.
+    pub async fn connect(&self, hello: Hello) -> Result<Session, Option<CloseCode>> {
         let (connection, mut writer, mut reader) = self.begin(&[]).await;
         let _ = writer.send(&FromAgent::Hello(hello)).await;
         match in_time("a welcome", reader.next::<FromCoordinator>()).await {
@@ -122,12 +122,20 @@ impl HostileAgent {
     }
 }
 
-/// The code that the coordinator closes the connection with.
-pub async fn closed(connection: &Connection) -> CloseCode {
+/// The code that the coordinator closes the connection with; `None` when its word was lost, which a flood can do to
+/// it, and the coordinator doesn't know the connection any more.
+pub async fn closed(connection: &Connection) -> Option<CloseCode> {
     match in_time("the end of a connection", connection.closed()).await {
-        ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code.into()).unwrap(),
+        ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code.into()),
+        ConnectionError::Reset => None,
         other => panic!("the connection ended by {other}"),
     }
+}
+
+/// The code that the coordinator stops a stream with.
+pub async fn stopped(writer: &mut FrameWriter) -> Option<CloseCode> {
+    let code = in_time("the end of a stream", writer.stream().stopped()).await.ok()??;
+    CloseCode::from_wire(code.into_inner())
 }
 
 impl Session {

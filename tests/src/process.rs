@@ -90,6 +90,14 @@ fn collect(from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<Str
     seen
 }
 
+/// The most memory that a process ever had resident, in KiB (`VmHWM` of proc(5)).
+#[must_use]
+pub fn peak_rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// A coordinator on a data folder that outlives its process.
 #[derive(Debug)]
 pub struct Coordinator {
