@@ -18,6 +18,12 @@ use serde_json::json;
 
 use crate::programs;
 
+/// What one agent may make the coordinator hold more than it did, in MiB: 64 that its connection may have on the way
+/// unread, 32 that are kept for it until it takes them, 8 of connections that stop within their first words, 32 for 4,352
+/// streams that stop within their headers, and 29 for the halves of blocks of all its 292 attempts; the rest for what
+/// allocators leave. Measured: 70 to 95.
+const MORE_MIB_MAX: u64 = 192;
+
 const SHORT: &str = "
 name: short
 jobs:
@@ -262,7 +268,7 @@ async fn endless_logs(stage: &Stage) {
     });
     let writing = futures_util::future::join_all(writers);
     tokio::select! {
-        () = async { for _ in 0..3 { stage.honest_run().await } } => {}
+        () = stage.honest_run() => {}
         _ = writing => panic!("a log came to an end"),
     }
     stage.cancel(&run).await;
@@ -345,7 +351,7 @@ async fn a_hostile_agent_is_refused_and_neither_runs_nor_memory_of_others_notice
     attack!("endless logs", endless_logs(&stage));
     attack!("uploads", uploads(&stage));
     attack!("absurd ends", absurd_ends(&stage));
-    let peak = peak_rss_kib(pid);
-    eprintln!("quiet {quiet} KiB, peak {peak} KiB\n{}", said.join("\n"));
+    let more = (peak_rss_kib(pid) - quiet) / 1024;
+    assert!(more <= MORE_MIB_MAX, "{more} MiB more than before:\n{}", said.join("\n"));
     stage.end().await;
 }

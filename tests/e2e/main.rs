@@ -8,6 +8,7 @@ mod commands;
 mod hostile;
 mod logs;
 mod packs;
+mod restored;
 mod runs;
 mod stops;
 mod stream;

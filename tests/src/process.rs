@@ -136,7 +136,13 @@ impl Coordinator {
 
     /// SIGTERM, then a start on the same folder and ports.
     pub async fn restart(&mut self) {
+        self.restart_after(|_| ()).await;
+    }
+
+    /// As [`Coordinator::restart`], with something done to the data folder in between.
+    pub async fn restart_after(&mut self, act: impl FnOnce(&Path)) {
         assert_eq!(self.process.terminate().await, Some(0), "the coordinator's log:\n{}", self.process.log());
+        act(self.data.path());
         self.start_again().await;
     }
 
