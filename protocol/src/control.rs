@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{Bounded, BoundedText};
-use crate::id::{AgentId, AttemptId, Epoch, PackRunId};
+use crate::id::{AgentId, AttemptId, Epoch, EpochProof, PackRunId};
 use crate::job::Definition;
 use crate::name::{JobKey, Labels, Name};
 use crate::state::{Outcome, Reason};
@@ -44,6 +44,8 @@ pub struct Hello {
     pub epoch: Epoch,
     /// All attempts that its journal holds. The coordinator says of each whether it goes on.
     pub attempts: Bounded<HeldAttempt, { limit::HELD_ATTEMPTS_MAX }>,
+    /// What came with that epoch: a higher one than the coordinator's own counts only with it.
+    pub proof: Option<EpochProof>,
 }
 
 /// How much an agent takes on at once.
@@ -205,6 +207,8 @@ pub struct Welcome {
     pub api: ApiUrl,
     /// What becomes of each attempt that `Hello` reported, in its order.
     pub attempts: Bounded<(AttemptId, HeldAnswer), { limit::HELD_ATTEMPTS_MAX }>,
+    /// For the agent to keep with the coordinator's epoch, and to show with it.
+    pub proof: EpochProof,
 }
 
 /// What becomes of an attempt that an agent held when it connected.

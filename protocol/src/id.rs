@@ -162,6 +162,44 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// What a coordinator gives its agents with its epoch, and any coordinator with its CA's key knows again: that there
+/// was a coordinator of that epoch. To an agent it is nothing but bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EpochProof(Digest);
+
+impl EpochProof {
+    /// The proof with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Digest::from_bytes(bytes))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+
+    /// The proof in hex, as a file keeps it.
+    #[must_use]
+    pub fn to_hex(self) -> String {
+        self.0.to_hex()
+    }
+
+    /// The proof that [`EpochProof::to_hex`] gave as this text.
+    #[must_use]
+    pub fn from_hex(text: &str) -> Option<Self> {
+        format!("sha256:{text}").parse().ok().map(Self)
+    }
+}
+
+impl fmt::Debug for EpochProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EpochProof(…)")
+    }
+}
+
 /// The sha256 of some content: what an artifact, a pack version and a certificate are known by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);

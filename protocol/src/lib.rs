@@ -25,6 +25,7 @@ pub mod job;
 pub mod join_token;
 mod lean;
 pub mod limit;
+pub mod matcher;
 pub mod name;
 pub mod path;
 pub mod quic;

@@ -6,9 +6,11 @@
 mod artifacts;
 mod commands;
 mod examples;
+mod hostile;
 mod logs;
 mod packs;
 mod rest_hostile;
+mod restored;
 mod runs;
 mod speed;
 mod stops;

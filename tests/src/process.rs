@@ -98,6 +98,14 @@ fn collect(from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<Str
     seen
 }
 
+/// The most memory that a process ever had resident, in KiB (`VmHWM` of proc(5)).
+#[must_use]
+pub fn peak_rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// A coordinator on a data folder that outlives its process.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -136,7 +144,13 @@ impl Coordinator {
 
     /// SIGTERM, then a start on the same folder and ports.
     pub async fn restart(&mut self) {
+        self.restart_after(|_| ()).await;
+    }
+
+    /// As [`Coordinator::restart`], with something done to the data folder in between.
+    pub async fn restart_after(&mut self, act: impl FnOnce(&Path)) {
         assert_eq!(self.process.terminate().await, Some(0), "the coordinator's log:\n{}", self.process.log());
+        act(self.data.path());
         self.start_again().await;
     }
 

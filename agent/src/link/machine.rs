@@ -18,7 +18,7 @@ use packrun_protocol::bounded::{Bounded, BoundedText};
 use packrun_protocol::control::{
     ApiUrl, Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Pem, ToAgent,
 };
-use packrun_protocol::id::{AttemptId, Epoch};
+use packrun_protocol::id::{AttemptId, Epoch, EpochProof};
 use packrun_protocol::limit;
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::{Outcome, Reason};
@@ -54,6 +54,15 @@ pub struct Profile {
     pub labels: Labels,
     /// What it takes on.
     pub capacity: Capacity,
+}
+
+/// The highest epoch of a coordinator that was seen, and what that one gave as proof of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its proof, once a Welcome brought it.
+    pub proof: Option<EpochProof>,
 }
 
 /// A point in time by both clocks.
@@ -108,8 +117,8 @@ pub enum Output {
     Forget(AttemptId),
     /// The coordinator gives the agent no attempts from now on, or does again.
     Drained(bool),
-    /// A higher epoch was seen: keep it.
-    Epoch(Epoch),
+    /// A higher epoch was seen, or the proof of it: keep them.
+    Epoch(Seen),
     /// Ask for a new certificate.
     Renew,
     /// Use this certificate from the next connection on.
@@ -168,7 +177,7 @@ struct Live {
 #[derive(Debug)]
 pub struct Machine {
     profile: Profile,
-    epoch: Epoch,
+    seen: Seen,
     draining: bool,
     held: BTreeMap<AttemptId, Held>,
     spent: Spent,
@@ -181,12 +190,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine that has seen no coordinator of a higher epoch than `epoch`.
+    /// A machine that has seen no coordinator of a higher epoch than this.
     #[must_use]
-    pub fn new(profile: Profile, epoch: Epoch) -> Self {
+    pub fn new(profile: Profile, seen: Seen) -> Self {
         Self {
             profile,
-            epoch,
+            seen,
             draining: false,
             held: BTreeMap::new(),
             spent: Spent::default(),
@@ -200,7 +209,9 @@ impl Machine {
 
     /// An earlier life of this agent has seen this epoch.
     pub fn raise(&mut self, epoch: Epoch) {
-        self.epoch = self.epoch.max(epoch);
+        if epoch > self.seen.epoch {
+            self.seen = Seen { epoch, proof: None };
+        }
     }
 
     /// Whether `attempt` is held and has not ended.
@@ -297,20 +308,25 @@ impl Machine {
             labels: self.profile.labels.clone(),
             capacity: self.profile.capacity,
             draining: self.draining,
-            epoch: self.epoch,
+            epoch: self.seen.epoch,
             attempts,
+            proof: self.seen.proof,
         })));
         self.session = Session::Greeting { sent: now, draining: self.draining };
     }
 
     fn frame(&mut self, frame: FromCoordinator, now: Moment, out: &mut Vec<Output>) {
         let FromCoordinator { epoch, message } = frame;
-        if epoch < self.epoch {
-            return out.push(Output::Leave(Leave::LowerEpoch { epoch, highest: self.epoch }));
+        if epoch < self.seen.epoch {
+            return out.push(Output::Leave(Leave::LowerEpoch { epoch, highest: self.seen.epoch }));
         }
-        if epoch > self.epoch {
-            self.epoch = epoch;
-            out.push(Output::Epoch(epoch));
+        let known = self.seen;
+        self.raise(epoch);
+        if let ToAgent::Welcome(welcome) = &message {
+            self.seen.proof = Some(welcome.proof);
+        }
+        if self.seen != known {
+            out.push(Output::Epoch(self.seen));
         }
         match (message, &self.session) {
             (_, Session::Away) => {}

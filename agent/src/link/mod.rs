@@ -7,6 +7,7 @@
 //! | [`enrol`], [`identity`] | becoming an agent, staying one |
 //! | `session` | the loop between the machine, the connection, the journal and the executor's side |
 //! | `line` | the connection of the moment, or the way to the next |
+//! | `epoch` | the highest epoch seen, kept in the state folder |
 //! | `work` | inputs and artifacts, a task for an attempt |
 //! | `control`, `log_stream`, `artifact_stream`, `inputs` | a kind of stream each |
 //! | `journal` | the reader of the spool |
@@ -39,6 +40,7 @@ mod artifact_stream;
 mod control;
 pub mod dial;
 pub mod enrol;
+mod epoch;
 pub mod identity;
 mod inputs;
 mod journal;
@@ -145,12 +147,12 @@ pub async fn run(
     };
     let (reader, mut news) =
         Reader::start(settings.journal.clone(), port.grown.clone()).map_err(LinkError::Thread)?;
-    let epoch = session::read_epoch(&settings.state, &joined.ca);
-    let mut machine = Machine::new(settings.profile.clone(), epoch.unwrap_or_default());
+    let seen = epoch::read(&settings.state, &joined.ca);
+    let mut machine = Machine::new(settings.profile.clone(), seen.unwrap_or_default());
     let of_journal = read_all(&mut machine, &mut news, clock).await;
     // The file is written before anything of a new epoch is obeyed. Without it the journal is asked, which may
     // still tell of another coordinator's attempts.
-    machine.raise(epoch.or(of_journal).unwrap_or_default());
+    machine.raise(of_journal.filter(|_| seen.is_none()).unwrap_or_default());
     Link::new(settings, machine, clock, store, joined, addresses, cache, reader, port.orders)
         .run(news, port.requests, stop)
         .await

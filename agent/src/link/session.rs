@@ -1,11 +1,10 @@
 //! The loop between the machine, the connection of the moment, the journal and the executor's side. It owns them
 //! all; what takes longer is done by tasks that it starts and forgets with their attempt.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, Pem};
-use packrun_protocol::id::{Digest, Epoch};
 use packrun_protocol::quic::{ReadError, close};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::Clock;
@@ -15,10 +14,11 @@ use tokio::task::{Id, JoinError};
 use tokio::time::Instant;
 
 use super::dial::{Addresses, DialError, is_superseded, jittered, refusal};
-use super::identity::{Member, Store, write_whole};
+use super::epoch;
+use super::identity::{Member, Store};
 use super::journal::{News, Reader};
 use super::line::{Line, Signal};
-use super::machine::{Input, Machine, Moment, Output, RENEW_RETRY};
+use super::machine::{Input, Machine, Moment, Output, RENEW_RETRY, Seen};
 use super::transfer::Transfers;
 use super::work::Works;
 use super::{LinkError, LinkSettings, Stop};
@@ -31,17 +31,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a session lasts that is no sign of trouble when it ends.
 const LASTING: Duration = Duration::from_secs(10);
-
-/// The file with the coordinator's CA and its highest epoch seen, in the state folder.
-const EPOCH: &str = "epoch";
-
-/// The highest epoch of the coordinator with this CA that an earlier process of this agent saw: none of those of
-/// another coordinator. `None` when the state folder doesn't say.
-pub(super) fn read_epoch(state: &Path, ca: &Digest) -> Option<Epoch> {
-    let text = std::fs::read_to_string(state.join(EPOCH)).ok()?;
-    let (of, epoch) = text.trim().split_once(' ')?;
-    if of == ca.to_string() { epoch.parse().ok().map(Epoch) } else { Some(Epoch::default()) }
-}
 
 /// Now, by both clocks.
 pub(super) fn moment(clock: Clock) -> Moment {
@@ -299,7 +288,7 @@ impl Link {
             Output::Drained(drained) => {
                 tracing::info!(drained, "the coordinator changed whether this agent is given attempts");
             }
-            Output::Epoch(epoch) => self.keep_epoch(epoch).await,
+            Output::Epoch(seen) => self.keep_epoch(seen).await,
             Output::Renew => self.ask_renewal(),
             Output::Install(certificate) => return Some(self.install(certificate).await),
             Output::Leave(leave) => {
@@ -349,9 +338,9 @@ impl Link {
         self.line = Line::after(wait);
     }
 
-    async fn keep_epoch(&self, epoch: Epoch) {
-        let (path, text) = (self.state.join(EPOCH), format!("{} {epoch}\n", self.member.ca));
-        let kept = tokio::task::spawn_blocking(move || write_whole(&path, text.as_bytes()));
+    async fn keep_epoch(&self, seen: Seen) {
+        let (state, ca) = (self.state.clone(), self.member.ca);
+        let kept = tokio::task::spawn_blocking(move || epoch::write(&state, &ca, seen));
         if let Ok(Err(error)) = kept.await {
             tracing::warn!(%error, "the coordinator's epoch can't be kept in the state folder");
         }

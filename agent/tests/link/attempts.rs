@@ -8,7 +8,7 @@ use packrun_protocol::quic::FrameReader;
 use packrun_protocol::state::{ExitStatus, Reason, Verdict};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 
-use crate::fake::{Fake, assignment, script, start, within};
+use crate::fake::{Fake, assignment, proof, script, start, within};
 
 /// Numbered lines, then waits for a file to go on with more.
 fn in_two_parts(folder: &tempfile::TempDir) -> String {
@@ -147,7 +147,13 @@ async fn a_coordinator_of_a_lower_epoch_commands_nothing() {
     agent.stop(Stop::Now).await;
 
     let agent = start(fake.config(&folder));
-    assert_eq!(fake.meet().await.hello.epoch, Epoch(6), "the highest epoch outlives the process");
+    let hello = fake.meet().await.hello;
+    let kept = (hello.epoch, hello.proof);
+    assert_eq!(
+        kept,
+        (Epoch(6), Some(proof(Epoch(6)))),
+        "the highest epoch and its proof outlive the process"
+    );
     agent.stop(Stop::Now).await;
 }
 

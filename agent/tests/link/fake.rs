@@ -14,7 +14,9 @@ use packrun_protocol::cert::{AgentCertificate, Authority};
 use packrun_protocol::control::{
     Assignment, FromAgent, FromCoordinator, HeldAnswer, Hello, MINOR, ToAgent, Welcome,
 };
-use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Epoch, JobRunId, PackRunId, TokenId};
+use packrun_protocol::id::{
+    AgentId, AttemptId, AttemptNumber, Epoch, EpochProof, JobRunId, PackRunId, TokenId,
+};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::quic::{
@@ -179,6 +181,11 @@ impl Fake {
     }
 }
 
+/// What a coordinator of this epoch gives as proof of it.
+pub(crate) fn proof(epoch: Epoch) -> EpochProof {
+    EpochProof::from_bytes([epoch.0 as u8; 32])
+}
+
 pub(crate) fn state(folder: &TempDir) -> PathBuf {
     folder.path().join("state")
 }
@@ -212,6 +219,7 @@ impl Peer {
             lease: self.lease,
             heartbeat: Duration::from_secs(1),
             attempts: attempts.try_into().unwrap(),
+            proof: proof(self.epoch),
         };
         self.say(ToAgent::Welcome(welcome)).await;
     }

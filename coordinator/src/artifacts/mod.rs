@@ -1,22 +1,23 @@
 //! Artifacts: content by its sha256, and uploads that go on where they broke off.
 //!
 //! `blobs/ab/<hex>` is whole, checked and on disk from the moment it is found under that name, and never changes.
-//! `partial/<hex>-<upload>` is what has come of an upload; it is locked while somebody writes it. Several uploads
-//! of one digest don't know of each other: the first to finish leaves the content, the others find it there.
+//! `partial/<agent>/<hex>-<upload>` is what has come of an upload; it is locked while somebody writes it. Several
+//! uploads of one digest don't know of each other: the first to finish leaves the content, the others find it there.
+//! Of what an agent leaves unfinished, the oldest is dropped when it becomes too much.
 //!
 //! What a blob is called, where it belongs and its mode are kept by the caller.
 
 mod disk;
+mod partial;
 mod shard;
 mod upload;
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use packrun_protocol::id::{AttemptId, Digest};
+use packrun_protocol::id::{AgentId, AttemptId, Digest};
 use packrun_protocol::limit;
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -95,13 +96,16 @@ pub enum ArtifactError {
 
 /// Which upload some content comes by: the same for every try to send one file of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UploadId(Digest);
+pub struct UploadId {
+    agent: AgentId,
+    file: Digest,
+}
 
 impl UploadId {
-    /// The upload of `path` by `attempt`.
+    /// The upload of `path` by `attempt`, which is the agent's.
     #[must_use]
-    pub fn new(attempt: AttemptId, path: &str) -> Self {
-        Self(Digest::of(format!("{attempt} {path}").as_bytes()))
+    pub fn new(agent: AgentId, attempt: AttemptId, path: &str) -> Self {
+        Self { agent, file: Digest::of(format!("{attempt} {path}").as_bytes()) }
     }
 }
 
@@ -234,16 +238,23 @@ impl ArtifactStore {
         let folder = self.dir.join("partial");
         self.blocking(move || {
             let mut dropped = 0;
-            for path in entries(&folder)? {
-                let refused = |source| ArtifactError::Io { path: path.clone(), source };
-                // One that is gone by now was finished, one that is locked is being sent.
-                let Some(file) = found(File::open(&path)).map_err(refused)? else { continue };
-                let old = file.metadata().and_then(|metadata| metadata.modified()).map_err(refused)? < time;
-                if old && file.try_lock().is_ok() {
-                    dropped += usize::from(found(std::fs::remove_file(&path)).map_err(refused)?.is_some());
-                }
+            for folder in entries(&folder)? {
+                dropped += partial::drop_old(&folder, time)?;
             }
             Ok(dropped)
+        })
+        .await
+    }
+
+    /// Sees to it that an agent has left no more unfinished than it may, also when it begins no more uploads.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn bound_partials(&self, agent: AgentId) -> Result<(), ArtifactError> {
+        let folder = self.partials(agent);
+        self.blocking(move || match folder.exists() {
+            true => partial::make_room(&folder, partial::FILES_MAX, partial::BYTES_MAX).map(drop),
+            false => Ok(()),
         })
         .await
     }
@@ -274,8 +285,12 @@ impl ArtifactStore {
     }
 
     fn partial(&self, digest: Digest, id: UploadId) -> PathBuf {
-        let id = id.0.to_hex();
-        self.dir.join("partial").join(format!("{}-{}", digest.to_hex(), &id[..32]))
+        let file = id.file.to_hex();
+        self.partials(id.agent).join(format!("{}-{}", digest.to_hex(), &file[..32]))
+    }
+
+    fn partials(&self, agent: AgentId) -> PathBuf {
+        self.dir.join("partial").join(agent.to_string())
     }
 }
 

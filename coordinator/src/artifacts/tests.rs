@@ -1,8 +1,9 @@
 //! Uploads that break off, lie or race, and what the store has after them.
 
+use std::fs::File;
 use std::time::Duration;
 
-use packrun_protocol::id::{AttemptNumber, JobRunId};
+use packrun_protocol::id::{AgentId, AttemptNumber, JobRunId};
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -11,9 +12,15 @@ mod disk;
 
 const MAX: u64 = 64 << 20;
 
+const AGENT: AgentId = AgentId::from_bytes([9; 16]);
+
 fn id(path: &str) -> UploadId {
+    id_of(AGENT, path)
+}
+
+fn id_of(agent: AgentId, path: &str) -> UploadId {
     let job_run = JobRunId::from_bytes([7; 16]);
-    UploadId::new(AttemptId { job_run, number: AttemptNumber::FIRST }, path)
+    UploadId::new(agent, AttemptId { job_run, number: AttemptNumber::FIRST }, path)
 }
 
 /// Bytes without a period that could hide a chunk put in the wrong place.
@@ -47,7 +54,12 @@ fn grow_old(store: &ArtifactStore, digest: Digest) {
 }
 
 fn partials(dir: &Path) -> usize {
-    std::fs::read_dir(dir.join("partial")).unwrap().count()
+    partials_of(dir, AGENT)
+}
+
+fn partials_of(dir: &Path, agent: AgentId) -> usize {
+    // Who has sent nothing has no folder.
+    std::fs::read_dir(dir.join("partial").join(agent.to_string())).map_or(0, Iterator::count)
 }
 
 #[tokio::test]
@@ -124,6 +136,7 @@ async fn a_partial_file_changed_by_a_power_cut_is_found_out() {
     let store = ArtifactStore::open(dir.path(), MAX).unwrap();
     let content = content(600_000);
     let digest = Digest::of(&content);
+    std::fs::create_dir_all(store.partials(AGENT)).unwrap();
     std::fs::write(store.partial(digest, id("a")), vec![0; 300_000]).unwrap();
     let mut upload = sending(&store, "a", digest, content.len()).await;
     assert_eq!(upload.offset(), 300_000);
@@ -229,6 +242,67 @@ async fn only_partial_files_that_nobody_sends_are_dropped() {
     assert_eq!(partials(dir.path()), 1);
     drop(under_way);
     assert_eq!(store.drop_partials(now + Duration::from_secs(3600)).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_leaves_so_many_uploads_unfinished_and_no_more_the_oldest_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let content = content(600_000);
+    let (digest, bytes) = (Digest::of(&content), 600_000);
+    let other = AgentId::from_bytes([8; 16]);
+    drop(store.begin(id_of(other, "a"), digest, bytes as u64).await.unwrap());
+    let mut sent = sending(&store, "sent", digest, bytes).await;
+    let mut resumed = sending(&store, "resumed", digest, bytes).await;
+    for upload in [&mut sent, &mut resumed] {
+        upload.write(content.slice(..300_000)).await.unwrap();
+    }
+    drop(resumed);
+    for n in 0..500 {
+        if n == 250 {
+            let begun = sending(&store, "resumed", digest, bytes).await;
+            assert_eq!(begun.offset(), 0, "it was one of the oldest");
+        }
+        let upload = sending(&store, &n.to_string(), digest, bytes).await;
+        drop(upload);
+        assert!(partials(dir.path()) <= partial::FILES_MAX + 1);
+    }
+    sent.write(content.slice(300_000..)).await.unwrap();
+    sent.finish().await.unwrap();
+    assert_eq!(partials_of(dir.path(), other), 1, "it is none of their business");
+}
+
+#[tokio::test]
+async fn unfinished_uploads_take_so_many_bytes_and_the_last_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ArtifactStore::open(dir.path(), MAX).unwrap();
+    let folder = store.partials(AGENT);
+    std::fs::create_dir_all(&folder).unwrap();
+    let put = |name: &str, bytes, hours| {
+        let file = File::create(folder.join(name)).unwrap();
+        file.set_len(bytes).unwrap();
+        file.set_modified(hours_ago(hours)).unwrap();
+    };
+    let names = || {
+        let mut names: Vec<_> =
+            entries(&folder).unwrap().into_iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    put("a", 300, 1);
+    put("b", 300, 4);
+    put("c", 300, 3);
+    assert_eq!(partial::make_room(&folder, 3, 900).unwrap(), 0);
+    assert_eq!(partial::make_room(&folder, 3, 899).unwrap(), 1);
+    assert_eq!(names(), ["a", "c"]);
+    put("d", 5000, 0);
+    assert_eq!(partial::make_room(&folder, 3, 900).unwrap(), 2);
+    assert_eq!(names(), ["d"], "however large it is");
+    // A sparse file, as large as any: what an agent may leave is bounded without a new upload, too.
+    put("e", 2 * partial::BYTES_MAX, 1);
+    store.bound_partials(AGENT).await.unwrap();
+    assert_eq!(names(), ["d"]);
+    store.bound_partials(AgentId::from_bytes([8; 16])).await.unwrap();
 }
 
 #[test]

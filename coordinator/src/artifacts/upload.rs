@@ -13,7 +13,7 @@ use bytes::Bytes;
 use packrun_protocol::id::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ArtifactError, ArtifactStore, UploadId, found};
+use super::{ArtifactError, ArtifactStore, UploadId, found, partial};
 
 /// Bytes that are collected before they are written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -50,11 +50,19 @@ impl Upload {
         digest: Digest,
         announced: u64,
     ) -> Result<Self, ArtifactError> {
+        let folder = store.partials(id.agent);
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| ArtifactError::Io { path: folder.clone(), source })?;
         let path = store.partial(digest, id);
         let refused = |source| ArtifactError::Io { path: path.clone(), source };
         let opened = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = opened.map_err(refused)?;
         let left = claim(&path, &file).map_err(refused)?.ok_or(ArtifactError::Busy(digest))?;
+        // This one is locked by now, and stays.
+        let dropped = partial::make_room(&folder, partial::FILES_MAX, partial::BYTES_MAX)?;
+        if dropped > 0 {
+            tracing::info!(agent = %id.agent, dropped, "unfinished uploads were dropped: the agent has left many");
+        }
         let mut partial = Partial { store: store.clone(), file, hasher: Sha256::new(), unsynced: 0, path };
         let offset = partial.hash_left(left, announced)?;
         Ok(Self {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
-use packrun_protocol::job::Requirement;
+use packrun_protocol::job::{Definition, Requirement};
 use packrun_protocol::name::JobKey;
 use packrun_protocol::state::{JobRunState, Reason};
 use packrun_protocol::time::Timestamp;
@@ -76,6 +76,15 @@ impl Core {
     #[must_use]
     pub fn plan(&self, run: PackRunId) -> Option<Arc<Plan>> {
         self.runs.get(&run).map(|run| run.row.plan.clone())
+    }
+
+    /// What a current attempt has to do.
+    #[must_use]
+    pub fn definition(&self, id: AttemptId) -> Option<Arc<Definition>> {
+        let place = self.places.get(&id.job_run)?;
+        let run = self.runs.get(&place.run)?;
+        let job_run = run.job_runs.get(place.index as usize)?;
+        (job_run.number == Some(id.number)).then(|| run.planned(place.index).definition.clone())
     }
 
     /// The attempts of a pack run whose agents are not connected, and when each was assigned. Costs a look at each

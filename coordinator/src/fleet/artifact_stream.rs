@@ -4,7 +4,10 @@
 //! What will never do is refused in words. What may do later stops the stream with a code, and the agent sends the
 //! file again: from where it broke off.
 
-use packrun_protocol::job::is_own;
+use std::sync::Arc;
+
+use packrun_protocol::job::{Definition, is_own};
+use packrun_protocol::matcher::name_of;
 use packrun_protocol::quic::{FrameReader, FrameWriter};
 use packrun_protocol::state::Reason;
 use packrun_protocol::stream::{CloseCode, Upload, UploadAnswer, UploadEnd};
@@ -12,6 +15,7 @@ use serde::Serialize;
 
 use super::session::{Streams, within};
 use crate::artifacts::{ArtifactError, Begin, UploadId};
+use crate::core::Core;
 use crate::core::event::Artifact;
 use crate::engine::EngineError;
 
@@ -93,12 +97,14 @@ async fn begin(streams: &Streams, upload: &Upload) -> Result<Option<crate::artif
         return Err(Refusal::Final(Reason::new("`.packrun` belongs to packrun and is never an artifact")));
     }
     let (attempt, artifact) = (upload.attempt, artifact(upload));
-    match streams.shared.engine.look(move |core| core.refuses_artifact(attempt, &artifact)).await {
-        Ok(None) => {}
-        Ok(Some(refusal)) => return Err(Refusal::Final(Reason::new(&refusal.to_string()))),
+    let look = move |core: &Core| (core.refuses_artifact(attempt, &artifact), core.definition(attempt));
+    match streams.shared.engine.look(look).await {
+        Ok((Some(refusal), _)) => return Err(Refusal::Final(Reason::new(&refusal.to_string()))),
+        Ok((None, Some(definition))) => check_rules(streams, &definition, upload).await?,
+        Ok((None, None)) => return Err(Refusal::Later(CloseCode::Fenced)),
         Err(_) => return Err(Refusal::Later(CloseCode::Unavailable)),
     }
-    let id = UploadId::new(upload.attempt, upload.path.as_str());
+    let id = UploadId::new(streams.agent, upload.attempt, upload.path.as_str());
     match streams.shared.artifacts.begin(id, upload.content.digest, upload.content.size).await? {
         Begin::Send(receiving) => Ok(Some(receiving)),
         Begin::Have => {
@@ -106,6 +112,27 @@ async fn begin(streams: &Streams, upload: &Upload) -> Result<Option<crate::artif
             Ok(None)
         }
     }
+}
+
+/// Takes only what the job's rules keep, under the name that they give it.
+async fn check_rules(
+    streams: &Streams,
+    definition: &Arc<Definition>,
+    upload: &Upload,
+) -> Result<(), Refusal> {
+    let matcher = streams.rules.ready(definition).await.map_err(|error| match error {
+        Some(error) => Refusal::Final(Reason::new(&error.to_string())),
+        None => Refusal::Later(CloseCode::Unavailable),
+    })?;
+    let matching = matcher.matching(upload.path.as_path());
+    let why = if matching.is_empty() {
+        "no artifact rule of its job matches it"
+    } else if name_of(&definition.artifacts, &matching) != upload.name.as_ref() {
+        "its rule has another name"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::Final(Reason::new(&format!("`{}` is not kept: {why}", upload.path))))
 }
 
 async fn receive(

@@ -78,7 +78,7 @@ impl SharedRate {
 
 #[derive(Debug)]
 struct Counts {
-    rate: Rate,
+    rate: SharedRate,
     under_way: usize,
     by_address: HashMap<IpAddr, AddressCounts>,
 }
@@ -99,7 +99,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(rate: Rate, under_way_max: usize, per_address_max: usize) -> Self {
+    pub(super) fn new(rate: SharedRate, under_way_max: usize, per_address_max: usize) -> Self {
         let counts = Counts { rate, under_way: 0, by_address: HashMap::new() };
         Self { counts: Arc::new(Mutex::new(counts)), under_way_max, per_address_max }
     }
@@ -114,7 +114,7 @@ impl Gate {
             return Err(Refused::Crowded);
         }
         let share = self.under_way_max.div_ceil(SHARES as usize);
-        if under_way >= share || counts.under_way >= self.under_way_max || !counts.rate.take(now) {
+        if under_way >= share || counts.under_way >= self.under_way_max || !counts.rate.take(address, now) {
             return Err(Refused::Busy);
         }
         counts.under_way += 1;
@@ -186,7 +186,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
     fn gate(under_way: usize, per_address: usize) -> Gate {
-        Gate::new(Rate::new(1000, Duration::from_secs(1)), under_way, per_address)
+        Gate::new(SharedRate::new(1000, Duration::from_secs(1)), under_way, per_address)
     }
 
     fn address(text: &str) -> IpAddr {
@@ -238,6 +238,16 @@ mod tests {
         assert_eq!((taken(&mut rate, "192.0.2.1"), taken(&mut rate, "192.0.2.2")), (2, 2));
         assert!(rate.take(address("192.0.2.3"), NOW + Duration::from_secs(3600)));
         assert_eq!(rate.by_address.len(), 1, "the others are forgotten");
+    }
+
+    #[test]
+    fn one_address_that_shakes_hands_all_the_time_leaves_handshakes_to_others() {
+        let gate = gate(100, 10_000);
+        let shakes = |from| {
+            let hands = || gate.enter(address(from), NOW).ok().map(|mut place| place.settle());
+            std::iter::from_fn(hands).take(1000).count()
+        };
+        assert_eq!((shakes("192.0.2.1"), shakes("192.0.2.2")), (250, 250));
     }
 
     #[test]

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::cert::{self, Authority, CertError};
-use packrun_protocol::id::{AgentId, Digest, TokenId};
+use packrun_protocol::id::{AgentId, Digest, Epoch, EpochProof, TokenId};
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::stream::JoinSecret;
 use packrun_protocol::time::{Clock, Timestamp};
 use thiserror::Error;
 
 use super::reset::ResetKey;
+use super::secret::Secret;
 
 const CERTIFICATE_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca.key.pem";
@@ -69,6 +70,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Identi
 pub struct Identity {
     authority: Arc<Authority>,
     reset_key: ResetKey,
+    /// What proves that there was a coordinator of an epoch.
+    epochs: Secret,
     clock: Clock,
 }
 
@@ -82,7 +85,8 @@ impl Identity {
             Some(loaded) => loaded,
             None => create(dir, clock.now())?,
         };
-        Ok(Self { authority: Arc::new(authority), reset_key: ResetKey::of(&key), clock })
+        let (reset_key, epochs) = (ResetKey::of(&key), Secret::of("packrun epoch", &key));
+        Ok(Self { authority: Arc::new(authority), reset_key, epochs, clock })
     }
 
     /// The CA's certificate as PEM.
@@ -117,6 +121,16 @@ impl Identity {
     /// By what connections to a coordinator that was killed are ended by the next.
     pub(super) fn reset_key(&self) -> &ResetKey {
         &self.reset_key
+    }
+
+    /// What agents keep of a coordinator of this epoch.
+    pub(super) fn prove(&self, epoch: Epoch) -> EpochProof {
+        EpochProof::from_bytes(self.epochs.mac(&epoch.0.to_le_bytes()))
+    }
+
+    /// Whether a coordinator with this CA's key gave this proof of this epoch: then there was one.
+    pub(super) fn proves(&self, epoch: Epoch, proof: &EpochProof) -> bool {
+        self.epochs.verifies(&epoch.0.to_le_bytes(), proof.as_bytes())
     }
 
     /// A certificate and key for the QUIC endpoint, and when to replace it.

@@ -2,10 +2,10 @@
 //!
 //! | file | what it is for |
 //! | --- | --- |
-//! | `identity` | the CA, and certificates by it |
+//! | `identity`, `secret` | the CA, certificates by it, and what is derived from its key |
 //! | `accept`, `gate`, `admission` | handshakes: how many, and whose |
 //! | `enrol` | a join token for a certificate |
-//! | `seats` | one session per agent |
+//! | `lobby`, `seats` | few connections of an agent that have no session, and one that has |
 //! | `session` | the control stream, between the agent and the engine |
 //! | `log_stream` | blocks to the log |
 //! | `artifact_stream` | files that attempts leave |
@@ -18,7 +18,8 @@
 //!   code and a reason, whoever sends too much waits, and the rest of the fleet doesn't notice.
 //! - An attempt's streams are taken only from the session that holds it.
 //! - An attempt's end reaches the engine after its log is on the disk.
-//! - A coordinator that is shown a higher epoch than its own commands nobody any more.
+//! - A coordinator that is shown a higher epoch than its own, and the proof that there was one, commands nobody any
+//!   more. An agent that shows no proof is turned away.
 
 mod accept;
 mod admission;
@@ -28,10 +29,12 @@ mod enrol;
 mod gate;
 mod identity;
 mod inputs;
+mod lobby;
 mod log_keeper;
 mod log_stream;
 mod reset;
 mod seats;
+mod secret;
 mod session;
 
 use std::io;
@@ -59,7 +62,8 @@ use crate::engine::{EngineError, Handle};
 use crate::logs::LogStore;
 use accept::Acceptor;
 use admission::Revoked;
-use gate::{Gate, Rate, SharedRate};
+use gate::{Gate, SharedRate};
+use lobby::Lobby;
 use seats::Seats;
 
 /// How long an agent's certificate is valid, unless it is said.
@@ -107,7 +111,7 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Handshakes that may be under way at once, a quarter of them of one address.
     pub handshakes_under_way: usize,
-    /// Handshakes begun a second; twice as many may come at once.
+    /// Handshakes begun a second; twice as many may come at once. A quarter of that of one address.
     pub handshakes_per_second: u32,
     /// Enrolments tried a second; ten times as many may come at once. A quarter of that of one address.
     pub enrolments_per_second: u32,
@@ -200,6 +204,7 @@ struct Shared {
     gate: Gate,
     enrolments: std::sync::Mutex<SharedRate>,
     revoked: Arc<Revoked>,
+    lobby: Lobby,
     seats: Seats,
     leadership: watch::Sender<Leadership>,
     stop: CancellationToken,
@@ -254,11 +259,12 @@ pub async fn start(
     let look = |core: &Core| (core.epoch(), core.config().lease, Revoked::of(core));
     let (epoch, lease, revoked) = engine.look(look).await?;
     let limits = settings.limits;
-    let handshakes = Rate::new(limits.handshakes_per_second, Duration::from_secs(2));
+    let handshakes = SharedRate::new(limits.handshakes_per_second, Duration::from_secs(2));
     let shared = Arc::new(Shared {
         gate: Gate::new(handshakes, limits.handshakes_under_way, limits.connections_per_address),
         enrolments: SharedRate::new(limits.enrolments_per_second, Duration::from_secs(10)).into(),
         revoked: Arc::new(revoked),
+        lobby: Lobby::default(),
         seats: Seats::default(),
         leadership: watch::Sender::new(Leadership::Leads),
         stop: CancellationToken::new(),

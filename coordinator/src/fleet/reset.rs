@@ -1,77 +1,55 @@
 //! What outlives a coordinator that was killed: a secret by which the next one can tell agents that their connections
-//! are gone (RFC 9000, 10.3). Without it they would wait for their idle timeout. It is derived from the CA's key, so
-//! it is as secret, and the same whenever a coordinator starts.
+//! are gone (RFC 9000, 10.3). Without it they would wait for their idle timeout.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use packrun_protocol::time::Timestamp;
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+
+use super::secret::Secret;
 
 /// Length of a connection's id, in bytes.
 const ID_BYTES: usize = 8;
 
-/// The block of SHA-256, in bytes.
-const BLOCK_BYTES: usize = 64;
-
-/// The secret: a key of HMAC-SHA256. It is never shown.
-#[derive(Clone)]
-pub(super) struct ResetKey([u8; 32]);
-
-impl fmt::Debug for ResetKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ResetKey")
-    }
-}
+/// The secret.
+#[derive(Debug, Clone)]
+pub(super) struct ResetKey(Secret);
 
 impl ResetKey {
     /// The one that belongs to a CA with this key.
     pub(super) fn of(ca_key: &str) -> Self {
-        Self(Sha256::new().chain_update("packrun stateless reset\0").chain_update(ca_key).finalize().into())
+        Self(Secret::of("packrun stateless reset", ca_key))
     }
 
     /// The configuration of an endpoint that is opened now, which resets the connections of those before it.
     pub(super) fn endpoint(&self, now: Timestamp) -> EndpointConfig {
         let mut config = EndpointConfig::new(Arc::new(self.clone()));
         // The default's ids are known to their own endpoint only, and packets with others are dropped.
-        let ids = Self(self.mac(format!("connection ids from {now} on").as_bytes()));
+        let ids = self.0.derive(&format!("connection ids from {now} on"));
         config.cid_generator(move || Box::new(Ids { secret: ids.clone(), count: 0 }));
         config
-    }
-
-    /// HMAC-SHA256 (RFC 2104).
-    fn mac(&self, data: &[u8]) -> [u8; 32] {
-        let pad = |byte: u8| {
-            let mut block = [byte; BLOCK_BYTES];
-            block.iter_mut().zip(self.0).for_each(|(pad, key)| *pad ^= key);
-            Sha256::new().chain_update(block)
-        };
-        let inner = pad(0x36).chain_update(data).finalize();
-        pad(0x5c).chain_update(inner).finalize().into()
     }
 }
 
 impl HmacKey for ResetKey {
     fn sign(&self, data: &[u8], signature: &mut [u8]) {
-        signature.iter_mut().zip(self.mac(data)).for_each(|(out, byte)| *out = byte);
+        signature.iter_mut().zip(self.0.mac(data)).for_each(|(out, byte)| *out = byte);
     }
 
     fn signature_len(&self) -> usize {
-        self.0.len()
+        32
     }
 
     fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-        if bool::from(self.mac(data).ct_eq(signature)) { Ok(()) } else { Err(CryptoError) }
+        if self.0.verifies(data, signature) { Ok(()) } else { Err(CryptoError) }
     }
 }
 
 /// Ids of connections that nobody can foresee.
 struct Ids {
-    secret: ResetKey,
+    secret: Secret,
     count: u64,
 }
 
@@ -105,17 +83,6 @@ mod tests {
 
     use super::super::Identity;
     use super::*;
-
-    #[test]
-    fn the_secret_makes_hmac_sha256() {
-        // RFC 4231, test case 1, its key filled with zeros as HMAC does.
-        let mut key = [0; 32];
-        key[..20].fill(0x0b);
-        let mac = ResetKey(key).mac(b"Hi There");
-        assert_eq!(mac[..8], [0xb0, 0x34, 0x4c, 0x61, 0xd8, 0xdb, 0x38, 0x53]);
-        ResetKey(key).verify(b"Hi There", &mac).unwrap();
-        ResetKey(key).verify(b"Hi there", &mac).unwrap_err();
-    }
 
     fn server(identity: &Identity) -> ServerConfig {
         let (own, _) = identity.issue_own().unwrap();

@@ -8,6 +8,7 @@
 mod greet;
 mod held;
 mod listen;
+mod rules;
 mod streams;
 mod tell;
 
@@ -20,7 +21,8 @@ use futures_util::FutureExt as _;
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::ToAgent;
 use packrun_protocol::id::{AgentId, AttemptId};
-use packrun_protocol::quic::{FrameReader, close};
+use packrun_protocol::limit;
+use packrun_protocol::quic::{FrameReader, close, know};
 use packrun_protocol::state::Reason;
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
@@ -52,6 +54,14 @@ const BURST: usize = 256;
 /// Pings, renewals and such that an agent may send a second on average, and for how many seconds' worth at once.
 const CHATTER_PER_SECOND: u32 = 8;
 const CHATTER_BURST: Duration = Duration::from_secs(8);
+
+/// Reports that an agent may make a second on average of what it doesn't hold, or has reported before, and for how
+/// many seconds' worth at once: all that it can hold may have been taken from it while it said so.
+const REPEATS_PER_SECOND: u32 = 256;
+const REPEATS_BURST: Duration = Duration::from_secs(64);
+
+const _: () =
+    assert!(REPEATS_PER_SECOND as u64 * REPEATS_BURST.as_secs() >= 2 * limit::HELD_ATTEMPTS_MAX as u64);
 
 /// How long a good-bye gets to arrive.
 const PART_TIME: Duration = Duration::from_secs(1);
@@ -118,6 +128,8 @@ struct Session {
     acks: BTreeMap<AttemptId, u64>,
     acks_due: Option<Instant>,
     chatter: Rate,
+    /// Reports that change nothing.
+    repeats: Rate,
     /// When the agent's certificate ends, and with it the session.
     expires: Timestamp,
     streams: Streams,
@@ -128,15 +140,24 @@ struct Session {
 /// Serves the connection of an agent whose certificate was verified, until it is closed.
 pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certificate: &AgentCertificate) {
     let agent = certificate.agent;
+    let Some(waiting) = shared.lobby.enter(agent) else {
+        tracing::warn!(%agent, "an agent has many connections that say nothing; one more was turned away");
+        return close(connection, CloseCode::Overloaded, "the agent has many connections that say nothing");
+    };
+    know(connection);
     let greeted = tokio::select! {
         () = shared.stop.cancelled() => Err(Parting::Stopping),
         greeted = greet::greet(shared, connection, certificate) => greeted,
     };
+    drop(waiting);
     let parting = match greeted {
         Ok((mut session, seat)) => {
             let parting = session.run(&seat).await;
             session.part(&parting).await;
             session.workers.shutdown().await;
+            if let Err(error) = shared.artifacts.bound_partials(agent).await {
+                tracing::warn!(%agent, %error, "what the agent left of its uploads could not be looked through");
+            }
             parting
         }
         Err(parting) => parting,

@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use globset::GlobBuilder;
 use packrun_protocol::job::{ArtifactRule, OWN_FOLDER, is_glob, is_own};
+use packrun_protocol::matcher::check_glob;
 use packrun_protocol::name::Name;
 use packrun_protocol::path::RelativePath;
 
@@ -21,9 +21,7 @@ pub(super) fn artifact_path(text: &str) -> Result<(), String> {
     let rule = ArtifactRule { path: text.to_owned(), name: None, optional: false };
     rule.check().map_err(|error| error.to_string())?;
     if rule.is_glob() {
-        let mut glob = GlobBuilder::new(text);
-        glob.literal_separator(true).backslash_escape(true);
-        glob.build().map_err(|error| format!("not a glob: {}", error.kind()))?;
+        check_glob(text).map_err(|why| format!("not a glob: {why}"))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! Invariants: no session is ever resumed, since that would skip the look at revocations; no data is sent before
 //! the handshake is done; a joining agent believes only the CA whose fingerprint its token carries; a peer can make
-//! the coordinator hold no more than a frame before it was let in.
+//! the coordinator hold no more than a frame before it was let in, and far less before it has shown a certificate.
 
 mod framed;
 mod tls;
@@ -36,8 +36,11 @@ const STREAM_WINDOW: u32 = 4 << 20;
 /// Bytes that all streams of a connection may have on the way unread: what a peer can make this side hold.
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// The same for a peer that was not let in yet: a request to enrol, or a Hello.
-const STRANGER_WINDOW: u32 = 1 << 20;
+/// The same for a peer of whom nothing is known yet, or that wants to enrol: a request to do so.
+const STRANGER_WINDOW: u32 = 64 << 10;
+
+/// The same for an agent with a certificate that was not let in yet: a Hello.
+const KNOWN_WINDOW: u32 = STRANGER_WINDOW + (1 << 20);
 
 /// Bidirectional streams of a peer that was not let in yet: its request, or control.
 const STRANGER_STREAMS: u32 = 1;
@@ -48,7 +51,11 @@ const SEND_WINDOW: u64 = 32 << 20;
 /// Bidirectional streams that an agent may have open at once: control, and files on their way.
 const BIDI_STREAMS: u32 = 256;
 
-const _: () = assert!(STREAM_WINDOW as usize >= 2 * limit::FRAME_BYTES_MAX, "any frame fits twice");
+const _: () = {
+    assert!(STREAM_WINDOW as usize >= 2 * limit::FRAME_BYTES_MAX, "any frame fits twice");
+    assert!(STRANGER_WINDOW as usize >= 2 * limit::ENROL_BYTES_MAX, "so does a request to enrol");
+    assert!(KNOWN_WINDOW as usize > limit::FRAME_BYTES_MAX, "a Hello is a frame");
+};
 
 /// What both sides allow the other, which opens at most so many bidirectional streams, and no others.
 fn transport(bidi_streams: u32) -> TransportConfig {
@@ -64,11 +71,17 @@ fn transport(bidi_streams: u32) -> TransportConfig {
     transport
 }
 
-/// What anybody is allowed who completes a handshake, until [`let_in`].
+/// What anybody is allowed who completes a handshake, until [`know`] and [`let_in`].
 fn coordinator_transport() -> Arc<TransportConfig> {
     let mut transport = transport(STRANGER_STREAMS);
     transport.receive_window(VarInt::from_u32(STRANGER_WINDOW));
     Arc::new(transport)
+}
+
+/// Allows a peer whose certificate was verified what it takes to introduce itself: so much it can make this side hold
+/// that was not let in.
+pub fn know(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(KNOWN_WINDOW));
 }
 
 /// Allows the peer what an agent needs for its work: streams for its logs and files, and windows to fill them.

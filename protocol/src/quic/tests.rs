@@ -240,12 +240,16 @@ async fn a_peer_has_one_stream_and_a_small_window_until_it_is_let_in() {
     let (ours, theirs, _client) = connect(&server).await;
     let (mut send, _receive) = ours.open_bi().await.unwrap();
     assert!(waits(ours.open_uni()) && waits(ours.open_bi()));
-    let all = vec![0; 2 * STRANGER_WINDOW as usize];
+    let all = vec![0; 2 * KNOWN_WINDOW as usize];
     let written = send.write(&all).await.unwrap();
     assert!(written <= STRANGER_WINDOW as usize, "{written} bytes");
     assert!(waits(send.write(&all[written..])));
+    know(&theirs);
+    send.write_all(&all[written..KNOWN_WINDOW as usize]).await.unwrap();
+    assert!(waits(send.write(&all[KNOWN_WINDOW as usize..])));
+    assert!(waits(ours.open_uni()) && waits(ours.open_bi()));
     let_in(&theirs);
-    send.write_all(&all[written..]).await.unwrap();
+    send.write_all(&all[KNOWN_WINDOW as usize..]).await.unwrap();
     ours.open_uni().await.unwrap();
     ours.open_bi().await.unwrap();
 }

@@ -71,6 +71,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         ]
         .try_into()
         .unwrap(),
+        proof: Some(EpochProof::from_bytes([8; 32])),
     };
     let offset = Some(ClockOffset { micros: -7, error_micros: 40 });
     vec![
@@ -99,6 +100,7 @@ pub(crate) fn to_agent() -> Vec<(&'static str, FromCoordinator)> {
         ]
         .try_into()
         .unwrap(),
+        proof: EpochProof::from_bytes([8; 32]),
     };
     let assignment = Assignment {
         attempt: attempt(),

@@ -1,7 +1,7 @@
 //! What the machine says and does, case by case; `random` looks at all orders of them.
 
 use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, Slots, Welcome};
-use packrun_protocol::id::{AgentId, AttemptNumber, JobRunId, PackRunId};
+use packrun_protocol::id::{AgentId, AttemptNumber, EpochProof, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::state::Verdict;
 
@@ -11,6 +11,7 @@ use crate::spool::Started;
 mod random;
 
 const EPOCH: Epoch = Epoch(5);
+const PROOF: EpochProof = EpochProof::from_bytes([5; 32]);
 
 fn moment(millis: i64) -> Moment {
     let time = Timestamp::from_micros(millis * 1000);
@@ -64,7 +65,8 @@ fn started(attempt: AttemptId) -> Record {
 fn machine() -> Machine {
     let capacity = Capacity { slots: Slots::try_from(2).unwrap(), cpu_millis: 2000, memory_bytes: 1 };
     let version = BoundedText::try_from("1").unwrap();
-    Machine::new(Profile { version, labels: Labels::default(), capacity }, EPOCH)
+    let seen = Seen { epoch: EPOCH, proof: Some(PROOF) };
+    Machine::new(Profile { version, labels: Labels::default(), capacity }, seen)
 }
 
 fn frame(message: ToAgent) -> Input {
@@ -80,6 +82,7 @@ fn welcome(attempts: Vec<(AttemptId, HeldAnswer)>) -> ToAgent {
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
         attempts: attempts.try_into().unwrap(),
+        proof: PROOF,
     })
 }
 
@@ -129,7 +132,7 @@ fn hello_tells_all_that_the_journal_holds_and_welcome_what_becomes_of_it() {
     machine.handle(Input::Journal(started(b)), moment(0));
     machine.handle(Input::Journal(ended(c)), moment(0));
     let [FromAgent::Hello(hello)] = &said(machine.handle(Input::Connected, moment(0)))[..] else { panic!() };
-    assert_eq!((hello.epoch, hello.draining), (Epoch(7), false));
+    assert_eq!((hello.epoch, hello.proof, hello.draining), (Epoch(7), None, false));
     let phases: Vec<_> = hello.attempts.iter().map(|held| (held.attempt, held.phase)).collect();
     let running = HeldPhase::Running(Timestamp::from_micros(7));
     let assigned = HeldPhase::Assigned;
@@ -237,8 +240,14 @@ fn a_lower_epoch_changes_nothing_and_a_higher_one_is_kept() {
     machine.handle(Input::Connected, moment(3));
     let go_on = vec![(attempt(1, 1), HeldAnswer::GoOn { log_from: 0 })];
     let message = FromCoordinator { epoch: Epoch(6), message: welcome(go_on) };
-    assert_eq!(machine.handle(Input::Frame(message), moment(4))[0], Output::Epoch(Epoch(6)));
+    let seen = Seen { epoch: Epoch(6), proof: Some(PROOF) };
+    assert_eq!(machine.handle(Input::Frame(message), moment(4))[0], Output::Epoch(seen));
     assert!(matches!(machine.handle(fence(EPOCH), moment(5))[..], [Output::Leave(_)]));
+    let [FromAgent::Hello(hello)] = &said(machine.handle(Input::Connected, moment(6)))[..] else { panic!() };
+    assert_eq!((hello.epoch, hello.proof), (Epoch(6), Some(PROOF)));
+    // One of whom no Welcome came has given no proof: another's is none of it.
+    let outputs = machine.handle(fence(Epoch(7)), moment(7));
+    assert_eq!(outputs[0], Output::Epoch(Seen { epoch: Epoch(7), proof: None }));
 }
 
 #[test]

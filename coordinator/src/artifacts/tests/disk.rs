@@ -175,6 +175,7 @@ async fn an_old_upload_that_is_finished_at_last_is_kept() {
     let content = content(1000);
     let digest = Digest::of(&content);
     let left = store.partial(digest, id("a"));
+    std::fs::create_dir_all(store.partials(AGENT)).unwrap();
     std::fs::write(&left, &content).unwrap();
     File::open(&left).unwrap().set_modified(hours_ago(2)).unwrap();
     let upload = sending(&store, "a", digest, 1000).await;

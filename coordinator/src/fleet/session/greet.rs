@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::held::Held;
 use super::streams::Streams;
 use super::tell::Teller;
-use super::{ASKS, CHATTER_BURST, CHATTER_PER_SECOND, Parting, Session};
+use super::{ASKS, CHATTER_BURST, CHATTER_PER_SECOND, Parting, REPEATS_BURST, REPEATS_PER_SECOND, Session};
 use crate::core::change::AgentState;
 use crate::core::event::{Arrival, Capacity};
 use crate::core::outcome::{CloseReason, Standing};
@@ -42,11 +42,7 @@ pub(super) async fn greet(
     let heard = timeout(shared.settings.limits.greeting, hello(connection)).await.map_err(late)?;
     let (hello, reader, writer) = heard?;
     if hello.epoch > shared.epoch {
-        shared.step_down(hello.epoch, agent);
-        return Err(Parting::closed(
-            CloseCode::Unavailable,
-            "this coordinator runs on old data and steps down",
-        ));
+        return Err(later(shared, agent, &hello));
     }
     let seat = shared.seats.take(agent).await;
     let capacity = Capacity {
@@ -76,8 +72,9 @@ pub(super) async fn greet(
         acks: BTreeMap::new(),
         acks_due: None,
         chatter: Rate::new(CHATTER_PER_SECOND, CHATTER_BURST),
+        repeats: Rate::new(REPEATS_PER_SECOND, REPEATS_BURST),
         expires: certificate.not_after,
-        streams: Streams::new(shared.clone(), engine, asking),
+        streams: Streams::new(shared.clone(), engine, agent, asking),
         asks,
         workers: JoinSet::new(),
     };
@@ -95,6 +92,7 @@ pub(super) async fn greet(
         heartbeat: shared.settings.heartbeat,
         api: shared.settings.api.clone(),
         attempts,
+        proof: shared.identity.prove(shared.epoch),
     }))?;
     // Its streams may come with the next packet.
     let_in(connection);
@@ -121,6 +119,19 @@ async fn name(shared: &Shared, agent: AgentId) -> Result<Name, Parting> {
         Some((AgentState::Revoked, _)) => Err(turned_away(shared, agent, CloseReason::Revoked)),
         None => Err(turned_away(shared, agent, CloseReason::Unknown)),
     }
+}
+
+/// What becomes of an agent that names a coordinator of a higher epoch. It is believed if it has that one's proof:
+/// otherwise any agent could end this coordinator.
+fn later(shared: &Shared, agent: AgentId, hello: &Hello) -> Parting {
+    if hello.proof.is_some_and(|proof| shared.identity.proves(hello.epoch, &proof)) {
+        shared.step_down(hello.epoch, agent);
+        return Parting::closed(CloseCode::Unavailable, "this coordinator runs on old data and steps down");
+    }
+    Parting::closed(
+        CloseCode::Protocol,
+        "the agent names a higher epoch than the coordinator's without proof of it; its state folder is damaged",
+    )
 }
 
 pub(super) fn turned_away(shared: &Shared, agent: AgentId, why: CloseReason) -> Parting {

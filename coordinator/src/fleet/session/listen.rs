@@ -48,20 +48,24 @@ impl Session {
 
     /// Takes the start of an attempt to the engine, once: repeating it is no load for others.
     async fn started(&mut self, attempt: AttemptId) -> Result<(), Parting> {
-        let Some(held) = self.held.get_mut(attempt) else { return self.fence(attempt) };
-        if !std::mem::replace(&mut held.started, true) {
-            self.engine.report(Report::Started { ticket: None, attempt }).await?;
+        let Some(held) = self.held.get_mut(attempt) else {
+            self.allow_repeat()?;
+            return self.fence(attempt);
+        };
+        if std::mem::replace(&mut held.started, true) {
+            return self.allow_repeat();
         }
-        Ok(())
+        Ok(self.engine.report(Report::Started { ticket: None, attempt }).await?)
     }
 
     async fn ended(&mut self, attempt: AttemptId, outcome: Outcome) -> Result<(), Parting> {
         let Some(held) = self.held.get_mut(attempt) else {
+            self.allow_repeat()?;
             self.settle(attempt);
             return Ok(());
         };
         if std::mem::replace(&mut held.ending, true) {
-            return Ok(());
+            return self.allow_repeat();
         }
         let came = self.shared.logs.progress(attempt).map_or(0, |progress| progress.borrow().readable);
         if outcome.entries == 0 && came == 0 {
@@ -109,11 +113,12 @@ impl Session {
 
     /// Bounds what an agent may say that isn't bounded by what it holds.
     fn allow_chatter(&mut self) -> Result<(), Parting> {
-        if self.chatter.take(self.shared.clock.now()) {
-            Ok(())
-        } else {
-            Err(Parting::closed(CloseCode::Overloaded, "the agent says too much; slow down"))
-        }
+        if self.chatter.take(self.shared.clock.now()) { Ok(()) } else { Err(too_much()) }
+    }
+
+    /// Bounds what an agent may report that changes nothing.
+    fn allow_repeat(&mut self) -> Result<(), Parting> {
+        if self.repeats.take(self.shared.clock.now()) { Ok(()) } else { Err(too_much()) }
     }
 
     /// Lets blocks of the attempt into the log, and watches how far they get.
@@ -140,6 +145,10 @@ impl Session {
             self.workers.spawn(watch_durable(attempt, progress, held.gone(), self.streams.asks()));
         }
     }
+}
+
+fn too_much() -> Parting {
+    Parting::closed(CloseCode::Overloaded, "the agent says too much; slow down")
 }
 
 /// Tells the session whenever more of the attempt's log is on disk.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use packrun_protocol::id::{AttemptId, Digest};
+use packrun_protocol::id::{AgentId, AttemptId, Digest};
 use packrun_protocol::limit;
 use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, onesho
 use tokio_util::sync::CancellationToken;
 
 use super::held::{Ask, AttemptGrant};
+use super::rules::RecentRules;
 use super::within;
 use crate::engine;
 use crate::fleet::{Shared, artifact_stream, download, inputs, log_stream};
@@ -24,6 +25,8 @@ const APPENDS_MAX: usize = 32;
 pub(in crate::fleet) struct Streams {
     pub(in crate::fleet) shared: Arc<Shared>,
     pub(in crate::fleet) engine: engine::Session,
+    pub(in crate::fleet) agent: AgentId,
+    pub(in crate::fleet) rules: RecentRules,
     asks: mpsc::Sender<Ask>,
     appends: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
@@ -32,12 +35,19 @@ pub(in crate::fleet) struct Streams {
 }
 
 impl Streams {
-    pub(super) fn new(shared: Arc<Shared>, engine: engine::Session, asks: mpsc::Sender<Ask>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        engine: engine::Session,
+        agent: AgentId,
+        asks: mpsc::Sender<Ask>,
+    ) -> Self {
         let limits = shared.settings.limits;
         let turns = |most| Arc::new(Semaphore::new(most));
         Self {
             shared,
             engine,
+            agent,
+            rules: RecentRules::default(),
             asks,
             appends: turns(APPENDS_MAX),
             uploads: turns(limits.uploads_per_agent),

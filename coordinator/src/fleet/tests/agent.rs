@@ -97,6 +97,7 @@ impl Agent {
             draining: false,
             epoch: Epoch(0),
             attempts: Vec::new().try_into().unwrap(),
+            proof: None,
         }
     }
 

@@ -4,68 +4,15 @@
 use std::time::Duration;
 
 use packrun_protocol::control::{FromAgent, HeldAttempt, HeldPhase, Ping, ToAgent};
-use packrun_protocol::id::{AttemptId, Digest, PackRunId};
+use packrun_protocol::id::Digest;
 use packrun_protocol::quic::{FrameReader, FrameWriter};
-use packrun_protocol::state::PackRunState;
 use packrun_protocol::stream::{CloseCode, StreamHeader, UploadAnswer, UploadEnd};
 use packrun_protocol::time::Timestamp;
 use quinn::{ReadError, WriteError};
 
-use super::agent::{Agent, Link, blocks, success, upload};
-use super::scene::{Job, Scene, settings};
-use crate::core::Config;
-use crate::fleet::Settings;
-
-/// A coordinator with an honest agent that has a job under way, and one that may not be.
-struct Stage {
-    scene: Scene,
-    honest: Link,
-    attempt: AttemptId,
-    run: PackRunId,
-    log: FrameWriter,
-    villain: Agent,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        Self::set_with(settings()).await
-    }
-
-    async fn set_with(settings: Settings) -> Self {
-        let scene = Scene::open_with(settings, Config::default()).await;
-        let (honest, villain) = (scene.enrolled().await, scene.enrolled().await);
-        let mut honest = honest.connect(1).await;
-        let run = scene.start(vec![Job::named("honest")]).await;
-        let attempt = honest.assigned_one().await.attempt;
-        let mut log = honest.log(attempt, 0).await;
-        log.stream().write_all(&blocks(attempt, 0..1)).await.unwrap();
-        honest.acknowledged(attempt, 1).await;
-        Self { scene, honest, attempt, run, log, villain }
-    }
-
-    /// The villain's session with a job of its own.
-    async fn villain_at_work(&self) -> (Link, AttemptId) {
-        let mut link = self.villain.connect(1).await;
-        self.scene.start(vec![Job::named("villain")]).await;
-        let attempt = link.assigned_one().await.attempt;
-        (link, attempt)
-    }
-
-    /// The honest agent's job goes on, in the session it had, to its end.
-    async fn goes_on(mut self) {
-        self.log.stream().write_all(&blocks(self.attempt, 1..3)).await.unwrap();
-        self.honest.end(self.attempt, success(3, 0)).await;
-        self.honest.settled(self.attempt).await;
-        self.scene.until_run(self.run, PackRunState::Completed).await;
-        assert_eq!(self.scene.kept_log(self.attempt).await, ["0", "1", "2"]);
-    }
-}
-
-/// What a one-way stream was stopped with.
-async fn stopped(writer: &mut FrameWriter) -> Option<CloseCode> {
-    let code = writer.stream().stopped().await.unwrap()?;
-    CloseCode::from_wire(code.into_inner())
-}
+use super::agent::{Link, blocks, success, upload};
+use super::scene::{Job, settings};
+use super::stage::{Stage, stopped};
 
 #[tokio::test]
 async fn garbage_on_the_control_stream_ends_the_connection() {

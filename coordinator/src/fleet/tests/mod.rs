@@ -3,8 +3,14 @@
 
 mod agent;
 mod enrolment;
+mod epochs;
 mod hostile;
+mod hostile_files;
+mod hostile_greetings;
+mod hostile_logs;
+mod hostile_states;
 mod scene;
 mod sessions;
+mod stage;
 mod transfers;
 mod trouble;

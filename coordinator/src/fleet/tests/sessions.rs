@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Ping, ToAgent};
-use packrun_protocol::id::{AttemptId, Epoch, JobRunId};
+use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Ping, ToAgent};
+use packrun_protocol::id::{AttemptId, JobRunId};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
 
-use super::agent::{blocks, parting, success};
+use super::agent::{blocks, success};
 use super::scene::{Job, PATIENCE, Scene, settings};
 use crate::core::Config;
 use crate::core::event::Command;
-use crate::fleet::Leadership;
 
 fn started(attempt: AttemptId) -> FromAgent {
     FromAgent::Started { attempt, at: Timestamp::from_micros(1_795_560_636_000_000) }
@@ -241,20 +240,6 @@ async fn an_assignment_that_fits_no_frame_fails_its_attempt() {
     let rows = scene.engine.read().unwrap().job_runs(run).unwrap();
     let reason = rows.into_iter().find_map(|row| row.reason).unwrap();
     assert!(reason.as_str().contains("can't be sent to an agent"), "{reason}");
-}
-
-#[tokio::test]
-async fn a_coordinator_that_is_shown_a_higher_epoch_steps_down() {
-    let scene = Scene::open().await;
-    let (agent, other) = (scene.enrolled().await, scene.enrolled().await);
-    let link = other.connect(1).await;
-    let mut leadership = scene.fleet.as_ref().unwrap().leadership();
-    let error = agent.connect_with(Hello { epoch: Epoch(1000), ..agent.hello(1) }).await.err().unwrap();
-    assert_eq!(parting(&error).0, CloseCode::Unavailable);
-    assert_eq!(link.closed().await.0, CloseCode::Unavailable, "it commands nobody any more");
-    let stepped_down = *leadership.wait_for(|state| *state != Leadership::Leads).await.unwrap();
-    let Leadership::SteppedDown { theirs, agent: who, .. } = stepped_down else { panic!() };
-    assert_eq!((theirs, who), (Epoch(1000), agent.id));
 }
 
 #[tokio::test]

@@ -139,7 +139,8 @@ async fn a_new_session_fetches_without_asking_for_the_list_again() {
 #[tokio::test]
 async fn an_upload_goes_on_where_it_broke_off() {
     let scene = Scene::open().await;
-    let mut link = scene.enrolled().await.connect(1).await;
+    let agent = scene.enrolled().await;
+    let mut link = agent.connect(1).await;
     let run = scene.start(vec![Job { artifacts: leaves("out"), ..Job::named("build") }]).await;
     let attempt = link.assigned_one().await.attempt;
     let bytes: Vec<u8> = (0..2_000_000u32).map(|n| (n % 251) as u8).collect();
@@ -149,7 +150,7 @@ async fn an_upload_goes_on_where_it_broke_off() {
     writer.stream().write_all(&bytes[..1_500_000]).await.unwrap();
     writer.stream().finish().unwrap();
     assert!(reader.expect::<UploadEnd>().await.is_err(), "it is not whole");
-    let id = UploadId::new(attempt, "out");
+    let id = UploadId::new(agent.id, attempt, "out");
     let begun = scene.artifacts.begin(id, Digest::of(&bytes), bytes.len() as u64).await.unwrap();
     let Begin::Send(half) = begun else { panic!("it is not here") };
     assert_eq!(half.offset(), 1_500_000);
@@ -210,6 +211,7 @@ async fn an_input_from_a_wide_job_is_listed_whole() {
     let mut link = scene.enrolled().await.connect(600).await;
     let mut wide = jobs();
     wide[0].width = 600;
+    wide[0].artifacts.extend(leaves("other"));
     let run = scene.start(wide).await;
     let mut assigned = Vec::new();
     while assigned.len() < 600 {

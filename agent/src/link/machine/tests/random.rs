@@ -253,7 +253,7 @@ impl World {
                 }
             }
             Step::LowerEpoch(job, number) => {
-                let epoch = Epoch(self.machine.epoch.0 - 1);
+                let epoch = Epoch(self.machine.seen.epoch.0 - 1);
                 let frame = FromCoordinator { epoch, message: ToAgent::Fence(attempt(job, number)) };
                 let held = self.machine.held.len();
                 self.feed(Input::Frame(frame));

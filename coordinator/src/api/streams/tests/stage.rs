@@ -280,7 +280,12 @@ impl Agent {
     /// Leaves a file.
     pub(super) async fn leave(&self, attempt: AttemptId, path: &str, content: &[u8]) {
         let (digest, size) = (Digest::of(content), content.len() as u64);
-        let begun = self.app.artifacts.begin(UploadId::new(attempt, path), digest, size).await.unwrap();
+        let begun = self
+            .app
+            .artifacts
+            .begin(UploadId::new(AgentId::generate(), attempt, path), digest, size)
+            .await
+            .unwrap();
         if let Begin::Send(mut upload) = begun {
             upload.write(content.to_vec().into()).await.unwrap();
             upload.finish().await.unwrap();
