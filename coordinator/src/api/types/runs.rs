@@ -25,6 +25,9 @@ pub struct PackVersion {
     /// When it was registered.
     #[schema(value_type = String, format = DateTime)]
     pub registered_at: Timestamp,
+    /// Whether it is archived: it is kept, and can't be run.
+    #[serde(default)]
+    pub archived: bool,
 }
 
 /// A pack version with its content.
@@ -45,7 +48,7 @@ pub struct PackContent {
 pub struct NewPackRun {
     /// The pack.
     pub pack: String,
-    /// The version; the newest without.
+    /// The version; without, the newest that is not archived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
     /// Values of the pack's parameters: texts, numbers or booleans.
