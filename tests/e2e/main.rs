@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod artifacts;
+mod cli;
+mod cli_servers;
+mod cli_settings;
 mod commands;
 mod logs;
 mod packs;
