@@ -1,22 +1,25 @@
 //! The program's arguments, signals and exit codes.
 
+use std::collections::BTreeMap;
+use std::env::VarError;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 
-use crate::config::{ConfigError, Source, parse_label};
+use crate::config::{ConfigError, Source, invalid, parse_label};
 use crate::executor::StartError;
 use crate::executor::keeper::KeeperError;
 use crate::link::enrol::EnrolError;
 use crate::link::{LinkError, Stop};
+use crate::log;
 use crate::serve::{self, AgentError};
 
 /// The agent itself failed.
@@ -44,7 +47,6 @@ Examples:
   packrun-agent --config agent.toml run
 
 Every option can also be a variable (PACKRUN_SLOTS=2) or in the file; flag > variable > file.
-PACKRUN_LOG sets what is logged (info by default).
 The first SIGTERM or Ctrl-C lets running attempts finish and takes no new ones; the second ends them.
 Exit codes: 0 stopped on request, 1 the agent failed, 2 usage, settings or state folder, 4 not allowed by the coordinator.";
 
@@ -105,21 +107,22 @@ struct Run {
     /// Bytes of inputs that are kept for later jobs [default: 10 GiB]
     #[arg(long, env = "PACKRUN_CACHE_BYTES", value_name = "BYTES")]
     cache_bytes: Option<u64>,
+    /// How much is logged: a level, or levels of targets, as info,packrun_agent::link=debug [default: info]
+    #[arg(long, env = "PACKRUN_LOG", value_name = "LEVELS")]
+    log: Option<String>,
 }
 
 impl Run {
     fn into_source(self) -> Result<Source, ConfigError> {
-        let mut labels = self.label;
-        if labels.is_empty() {
-            let variable = std::env::var("PACKRUN_LABEL").unwrap_or_default();
-            labels = variable.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
-        }
+        let labels =
+            self.label.iter().map(|label| parse_label("--label", label)).collect::<Result<_, _>>()?;
+        let labels = if self.label.is_empty() { labels_of_variable()? } else { labels };
         Ok(Source {
             coordinator: self.coordinator,
             state_dir: self.state_dir,
             name: self.name,
             slots: self.slots,
-            labels: labels.iter().map(|label| parse_label(label)).collect::<Result<_, _>>()?,
+            labels,
             join_token: self.join_token,
             join_token_file: self.join_token_file,
             path: self.path,
@@ -127,8 +130,21 @@ impl Run {
             tz: self.tz,
             journal_bytes: self.journal_bytes,
             cache_bytes: self.cache_bytes,
+            log: self.log,
         })
     }
+}
+
+/// The labels in `PACKRUN_LABEL`, with commas between.
+fn labels_of_variable() -> Result<BTreeMap<String, String>, ConfigError> {
+    const NAME: &str = "PACKRUN_LABEL";
+    let variable = match std::env::var(NAME) {
+        Ok(variable) => variable,
+        Err(VarError::NotPresent) => String::new(),
+        Err(VarError::NotUnicode(_)) => return Err(invalid(NAME, "it is not UTF-8")),
+    };
+    let labels = variable.split(',').filter(|label| !label.is_empty());
+    labels.map(|label| parse_label(NAME, label)).collect()
 }
 
 /// The command without the variables that are empty: they say nothing.
@@ -158,12 +174,15 @@ impl Cli {
 /// The program `packrun-agent`, with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::of(&command().get_matches()).unwrap_or_else(|error| error.exit());
-    let filter = EnvFilter::try_from_env("PACKRUN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Somebody may have set one up already.
-    let _ = logs.with_ansi(!is_plain && std::io::stderr().is_terminal()).try_init();
+    let matches = command().try_get_matches().unwrap_or_else(|error| {
+        // Nobody may be there to read it.
+        let _ = error.print();
+        if let Some(variable) = variable_of(&error) {
+            eprintln!("note: the variable {variable} says so");
+        }
+        std::process::exit(error.exit_code())
+    });
+    let cli = Cli::of(&matches).unwrap_or_else(|error| error.exit());
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, code }) => {
@@ -171,6 +190,30 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// The variable that has the value which is wrong.
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (argument, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let flag = argument.split_whitespace().next()?.strip_prefix("--")?;
+    let run = command().find_subcommand("run")?.clone();
+    let variable = run.get_arguments().find(|arg| arg.get_long() == Some(flag))?.get_env()?.to_owned();
+    let is_said = std::env::var_os(&variable)?.to_str()?.split(',').any(|part| part == value);
+    is_said.then(|| variable.to_string_lossy().into_owned())
+}
+
+/// Logs to the standard error.
+fn log_to_stderr(levels: Option<&str>) -> Result<(), ConfigError> {
+    let filter = log::filter(levels.unwrap_or("info")).map_err(|why| invalid("PACKRUN_LOG or --log", why))?;
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Somebody may have set one up already.
+    let _ = logs.with_ansi(!is_plain && std::io::stderr().is_terminal()).try_init();
+    Ok(())
 }
 
 struct Failure {
@@ -204,7 +247,9 @@ impl From<AgentError> for Failure {
 fn execute(cli: Cli) -> Result<(), Failure> {
     let Command::Run(run) = cli.command;
     let file = cli.config.as_deref().map(Source::read).transpose()?.unwrap_or_default();
-    let config = run.into_source()?.or(file).resolve()?;
+    let source = run.into_source()?.or(file);
+    log_to_stderr(source.log.as_deref())?;
+    let config = source.resolve()?;
     let host = |error: std::io::Error| Failure { error: error.into(), code: EXIT_FAILURE };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(host)?;
     let (stop, stopped) = watch::channel(Stop::Run);
@@ -232,10 +277,48 @@ fn execute(cli: Cli) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    /// Every command with its help, and how it is called.
+    fn walk(command: &mut clap::Command, path: &str, seen: &mut impl FnMut(&str, &str)) {
+        let path = format!("{path}{} ", command.get_name());
+        seen(path.trim_end(), &command.render_long_help().to_string());
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            walk(sub, &path, seen);
+        }
+    }
+
     #[test]
-    fn the_arguments_are_well_formed_and_the_help_has_examples() {
-        Cli::command().debug_assert();
-        assert!(Cli::command().render_long_help().to_string().contains("--join-token-file token.txt"));
+    fn every_help_has_examples_and_they_are_taken() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let mut commands = 0;
+        walk(&mut command, "", &mut |path, help| {
+            commands += 1;
+            let lines = help.replace("\\\n", "");
+            let lines = lines.lines().map(str::trim).filter(|line| line.starts_with("packrun-agent "));
+            let examples: Vec<_> = lines.collect();
+            assert_eq!(examples.len(), 3, "{path}: {help}");
+            for example in examples {
+                let parsed = Cli::try_parse_from(example.split_whitespace());
+                assert!(parsed.is_ok(), "{example}: {parsed:?}");
+            }
+        });
+        assert_eq!(commands, 2);
+    }
+
+    #[test]
+    fn every_option_has_a_variable_and_a_key_of_the_file() {
+        let run = Cli::command().find_subcommand("run").unwrap().clone();
+        for option in run.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let id = option.get_id().as_str();
+            let variable = format!("PACKRUN_{}", id.to_uppercase());
+            let help = option.get_help().unwrap().to_string();
+            let named = option.get_env().map(|name| name.to_string_lossy().into_owned());
+            assert!(named.as_deref() == Some(&*variable) || help.contains(&variable), "{id}");
+            let key = if id == "label" { "labels" } else { id };
+            let known = toml::from_str::<Source>(&format!("{key} = {{ a = [] }}")).unwrap_err().to_string();
+            assert!(!known.contains("unknown field"), "{known}");
+        }
     }
 
     #[test]

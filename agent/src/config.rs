@@ -1,6 +1,7 @@
 //! What an agent is told: by flags, then `PACKRUN_…` variables, then a TOML file, then the host itself.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use packrun_protocol::control::{Capacity, Slots, SlotsError};
@@ -14,7 +15,7 @@ use crate::executor::HostEnvironment;
 use crate::host;
 use crate::spool::JournalConfig;
 
-/// Largest file with settings or a token.
+/// Largest file with settings or a token, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// All that an agent needs to know.
@@ -74,7 +75,7 @@ pub enum ConfigError {
     NoCoordinator,
 }
 
-fn invalid(setting: &'static str, why: impl std::fmt::Display) -> ConfigError {
+pub(crate) fn invalid(setting: &'static str, why: impl std::fmt::Display) -> ConfigError {
     ConfigError::Invalid { setting, why: why.to_string() }
 }
 
@@ -108,6 +109,8 @@ pub struct Source {
     pub journal_bytes: Option<u64>,
     /// Bytes of inputs that are kept for later.
     pub cache_bytes: Option<u64>,
+    /// How much is logged; see [`log::filter`](crate::log::filter).
+    pub log: Option<String>,
 }
 
 impl Source {
@@ -142,6 +145,7 @@ impl Source {
             tz: self.tz.or(next.tz),
             journal_bytes: self.journal_bytes.or(next.journal_bytes),
             cache_bytes: self.cache_bytes.or(next.cache_bytes),
+            log: self.log.or(next.log),
         }
     }
 
@@ -228,13 +232,13 @@ impl AgentConfig {
     }
 }
 
-/// The key and value of `key=value`.
+/// The key and value of `key=value`, which `setting` says.
 ///
 /// # Errors
 /// When there is no `=`.
-pub fn parse_label(text: &str) -> Result<(String, String), ConfigError> {
+pub(crate) fn parse_label(setting: &'static str, text: &str) -> Result<(String, String), ConfigError> {
     let (key, value) =
-        text.split_once('=').ok_or_else(|| invalid("label", format_args!("`{text}` is not KEY=VALUE")))?;
+        text.split_once('=').ok_or_else(|| invalid(setting, format_args!("`{text}` is not KEY=VALUE")))?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
@@ -251,12 +255,14 @@ pub fn read_join_token(path: &Path) -> Result<JoinToken, ConfigError> {
 }
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
+    let failed = |why| ConfigError::Read { path: path.to_owned(), why };
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| {
-            std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut text)
-        })
-        .map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
+    let file = std::fs::File::open(path).map_err(failed)?;
+    std::io::Read::take(file, FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let why = format!("it has more than {FILE_BYTES_MAX} bytes");
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::FileTooLarge, why)));
+    }
     Ok(text)
 }
 
@@ -311,6 +317,6 @@ mod tests {
         assert!(
             words(source("coordinator = 'c:1'\njoin_token = 'x'\njoin_token_file = 'y'")).contains("both")
         );
-        assert!(parse_label("gpu").unwrap_err().to_string().contains("KEY=VALUE"));
+        assert!(parse_label("--label", "gpu").unwrap_err().to_string().contains("KEY=VALUE"));
     }
 }

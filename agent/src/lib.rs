@@ -8,6 +8,7 @@ pub mod config;
 pub mod executor;
 pub mod host;
 pub mod link;
+pub mod log;
 pub mod serve;
 pub mod spool;
 

@@ -52,7 +52,8 @@ fn settings_that_make_no_agent_end_with_2_and_say_which() {
         (vec![], 2, "Usage"),
         (vec!["run", "--no-such-flag"], 2, "--no-such-flag"),
         (vec!["run", "--coordinator", "host"], 2, "HOST:PORT"),
-        (vec!["run", "--coordinator", "h:1", "--label", "gpu"], 2, "KEY=VALUE"),
+        (vec!["run", "--coordinator", "h:1", "--label", "gpu"], 2, "--label: `gpu` is not KEY=VALUE"),
+        (vec!["run", "--coordinator", "h:1", "--log", "inof"], 2, "`inof` is no level"),
         (vec!["run", "--coordinator", "h:1", "--join-token", "x"], 2, "packrun agents invite"),
         (vec!["--config", "/no/such/file", "run"], 2, "/no/such/file"),
         (vec!["run", "--coordinator", "127.0.0.1:1"], 4, "has not joined yet"),
@@ -65,6 +66,40 @@ fn settings_that_make_no_agent_end_with_2_and_say_which() {
     std::fs::write(&file, "slotz = 3\n").unwrap();
     let (status, stderr) = end(agent(&folder).arg("--config").arg(&file).arg("run"));
     assert!(status == Some(2) && stderr.contains("slotz") && stderr.contains("line 1"), "{stderr}");
+}
+
+#[test]
+fn a_variable_that_says_nothing_sensible_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (variable, value) in [
+        ("PACKRUN_LOG", "inof"),
+        ("PACKRUN_SLOTS", "two"),
+        ("PACKRUN_LABEL", "gpu"),
+        ("PACKRUN_CACHE_BYTES", "-1"),
+        ("PACKRUN_CONFIG", "/no/such/file"),
+    ] {
+        let (status, stderr) =
+            end(agent(&folder).args(["run", "--coordinator", "127.0.0.1:1"]).env(variable, value));
+        let said = if variable == "PACKRUN_CONFIG" { value } else { variable };
+        assert!(status == Some(2) && stderr.contains(said), "{variable}: {status:?} {stderr}");
+    }
+    let garbage = std::os::unix::ffi::OsStrExt::from_bytes(b"a=\xff");
+    let garbage: &std::ffi::OsStr = garbage;
+    let (status, stderr) =
+        end(agent(&folder).args(["run", "--coordinator", "h:1"]).env("PACKRUN_LABEL", garbage));
+    assert!(status == Some(2) && stderr.contains("PACKRUN_LABEL: it is not UTF-8"), "{stderr}");
+}
+
+#[test]
+fn a_file_of_the_coordinator_is_refused_with_its_line_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("coordinator.toml");
+    std::fs::write(&file, "# of the coordinator\nlisten_api = '127.0.0.1:7080'\n").unwrap();
+    let (status, stderr) = end(agent(&folder).arg("run").env("PACKRUN_CONFIG", &file));
+    assert_eq!(status, Some(2), "{stderr}");
+    for said in ["coordinator.toml", "line 2", "unknown field `listen_api`", "`state_dir`"] {
+        assert!(stderr.contains(said), "{said}: {stderr}");
+    }
 }
 
 #[test]

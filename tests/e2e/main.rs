@@ -1,9 +1,12 @@
 //! What packrun promises, each shown with real processes: a coordinator, agents, the REST API and the CLI. A module a
 //! promise.
 
-#![expect(clippy::unwrap_used, reason = "these are tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 
 mod artifacts;
+mod cli;
+mod cli_servers;
+mod cli_settings;
 mod commands;
 mod examples;
 mod hostile;

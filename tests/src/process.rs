@@ -118,8 +118,13 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one on a new folder and waits until it takes work.
     pub async fn start(programs: &Programs) -> Self {
+        Self::start_on(programs, "127.0.0.1:0").await
+    }
+
+    /// Starts one whose API listens on this address.
+    pub async fn start_on(programs: &Programs, api: &str) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let (process, ready) = Self::spawn(programs, data.path(), &["127.0.0.1:0", "127.0.0.1:0"]).await;
+        let (process, ready) = Self::spawn(programs, data.path(), &["127.0.0.1:0", api]).await;
         Self { programs: programs.clone(), data, process, ready }
     }
 
@@ -200,12 +205,18 @@ impl Coordinator {
 
     /// Runs the CLI against it.
     pub async fn cli(&self, arguments: &[&str]) -> Output {
+        in_time(&format!("packrun {arguments:?}"), self.command(arguments).output()).await.unwrap()
+    }
+
+    /// The CLI against it, to be run, with nothing of the surroundings.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.packrun);
-        command.args(arguments).stdin(Stdio::null()).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.data.path()).env("PACKRUN_SERVER", self.url());
-        command.arg("--token-file").arg(self.token_file());
-        in_time(&format!("packrun {arguments:?}"), command.output()).await.unwrap()
+        command.env("PACKRUN_TOKEN_FILE", self.token_file()).kill_on_drop(true);
+        command
     }
 
     /// A join token for one agent.
@@ -250,6 +261,14 @@ impl Agent {
         let state = tempfile::tempdir().unwrap();
         let process = Self::spawn(programs, state.path(), coordinator, arguments);
         Self { programs: programs.clone(), state, process }
+    }
+
+    /// Starts an agent that this file says all to, with its state folder.
+    #[must_use]
+    pub fn by_file(programs: &Programs, file: &Path) -> Self {
+        let mut command = Command::new(&programs.agent);
+        let process = Process::spawn("an agent", command.arg("--config").arg(file).arg("run"));
+        Self { programs: programs.clone(), state: tempfile::tempdir().unwrap(), process }
     }
 
     /// Starts the agent again on its folder, with these arguments, once its process has ended.

@@ -1,4 +1,6 @@
-//! The registry: packs are registered as files and given back byte for byte.
+//! The registry: packs are registered as files and given back byte for byte, and archived in `archive`.
+
+mod archive;
 
 use axum::Json;
 use axum::body::Body;
@@ -14,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::auth::{Operator, Viewer};
 use super::extract::{PathOf, QueryOf, media_type, whole};
-use super::paging::{self, List, PageQuery, Paged};
+use super::paging::{self, List, Paged};
 use super::problem::{ApiError, ProblemKind};
 use super::types::schema::{Pack, PackForm};
 use super::types::{PackContent, PackVersion, Page, schema};
@@ -31,6 +33,10 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(newest))
         .routes(routes!(versions))
         .routes(routes!(version))
+        .routes(routes!(archive::pack))
+        .routes(routes!(archive::restored_pack))
+        .routes(routes!(archive::version))
+        .routes(routes!(archive::restored_version))
 }
 
 /// What of a pack version is wanted.
@@ -44,6 +50,20 @@ enum Form {
     Source,
 }
 
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ArchiveQuery {
+    /// Whether what is archived is listed too.
+    #[serde(default)]
+    archived: bool,
+    /// Most items: 1 to 500; 50 without.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -53,7 +73,8 @@ struct FormQuery {
     format: Option<Form>,
 }
 
-/// Registers a pack file. Its text is the body; the newest version's content again makes no new version.
+/// Registers a pack file. Its text is the body; the newest version's content again makes no new version, unless that
+/// one is archived.
 #[utoipa::path(
     post, path = "/v1/packs", tag = "packs", operation_id = "register_pack",
     request_body(
@@ -93,22 +114,28 @@ async fn register(_: Operator, State(api): State<Api>, request: Request) -> Resu
     Ok((status, [(LOCATION, location)], Json(registered)).into_response())
 }
 
-/// All packs, each by its newest version, sorted by name.
+/// All packs that are not archived, each by its newest version that is not, sorted by name.
 #[utoipa::path(
-    get, path = "/v1/packs", tag = "packs", operation_id = "list_packs", params(PageQuery),
+    get, path = "/v1/packs", tag = "packs", operation_id = "list_packs", params(ArchiveQuery),
     responses((status = 200, description = "A page of them", body = Page<PackVersion>)),
 )]
 async fn list(
     _: Viewer,
     State(app): State<App>,
     uri: Uri,
-    QueryOf(query): QueryOf<PageQuery>,
+    QueryOf(query): QueryOf<ArchiveQuery>,
 ) -> Result<Paged<PackVersion>, ApiError> {
     let limit = paging::limit(query.limit)?;
     let name_of = |key: &[u8]| std::str::from_utf8(key).ok()?.parse::<Name>().ok();
     let after = paging::key(List::Packs, query.cursor.as_deref(), name_of)?;
     let page = app.read(move |reader| {
-        let heads = reader.pack_heads()?.into_iter().map(|head| (head.0.clone(), head));
+        let mut heads = Vec::new();
+        for (name, head) in reader.pack_heads()? {
+            let live = reader.archived(&name)?.newest_other(head);
+            heads.extend(
+                live.or(query.archived.then_some(head)).map(|version| (name.clone(), (name, version))),
+            );
+        }
         let behind = |name: &Name| after.as_ref().is_none_or(|after| name > after);
         let heads = paging::page(List::Packs, heads, behind, limit, |name| name.as_str().as_bytes().to_vec());
         let items = heads.items.iter().map(|(name, version)| pack_version(reader, name, *version));
@@ -117,7 +144,7 @@ async fn list(
     Ok(Paged::new(page.await?, uri))
 }
 
-/// A pack's newest version.
+/// A pack's newest version that is not archived, or the newest if all are.
 #[utoipa::path(
     get, path = "/v1/packs/{name}", tag = "packs", operation_id = "show_pack",
     params(("name" = schema::Name, Path, description = "The pack"), FormQuery,
@@ -145,10 +172,10 @@ async fn newest(
     .await
 }
 
-/// All versions of a pack, newest first.
+/// All versions of a pack that are not archived, newest first.
 #[utoipa::path(
     get, path = "/v1/packs/{name}/versions", tag = "packs", operation_id = "list_pack_versions",
-    params(("name" = schema::Name, Path, description = "The pack"), PageQuery),
+    params(("name" = schema::Name, Path, description = "The pack"), ArchiveQuery),
     responses(
         (status = 200, description = "A page of them", body = Page<PackVersion>),
         (status = 404, description = "No such pack"),
@@ -159,15 +186,17 @@ async fn versions(
     State(app): State<App>,
     uri: Uri,
     PathOf(name): PathOf<Name>,
-    QueryOf(query): QueryOf<PageQuery>,
+    QueryOf(query): QueryOf<ArchiveQuery>,
 ) -> Result<Paged<PackVersion>, ApiError> {
     let limit = paging::limit(query.limit)?;
     let number_of = |key: &[u8]| key.try_into().ok().map(u32::from_be_bytes);
     let before = paging::key(List::Versions, query.cursor.as_deref(), number_of)?;
     let page = app.read(move |reader| {
-        let newest = head(reader, &name)?;
+        let newest = reader.pack_head(&name)?.ok_or_else(|| unknown(&name))?;
+        let archived = reader.archived(&name)?;
         let newest = before.map_or(newest, |before| before.saturating_sub(1).min(newest));
-        let numbers = (1..=newest).rev().map(|number| (number, number));
+        let listed = |number: &u32| query.archived || !archived.contains(*number);
+        let numbers = (1..=newest).rev().filter(listed).map(|number| (number, number));
         let bytes_of = |number: &u32| number.to_be_bytes().to_vec();
         let page = paging::page(List::Versions, numbers, |_| true, limit, bytes_of);
         let items = page.items.iter().map(|number| pack_version(reader, &name, *number));
@@ -204,10 +233,14 @@ async fn version(
     app.read(move |reader| content(reader, &name, version, query.format, &headers)).await
 }
 
-/// The number of a pack's newest version.
+/// The number of a pack's newest version that is not archived, or of the newest if all are.
 pub(super) fn head(reader: &Reader, name: &Name) -> Result<u32, ApiError> {
-    let unknown = || ApiError::not_found(format!("there is no pack `{name}`; register it first"));
-    reader.pack_head(name)?.ok_or_else(unknown)
+    let newest = reader.pack_head(name)?.ok_or_else(|| unknown(name))?;
+    Ok(reader.archived(name)?.newest_other(newest).unwrap_or(newest))
+}
+
+fn unknown(name: &Name) -> ApiError {
+    ApiError::not_found(format!("there is no pack `{name}`; register it first"))
 }
 
 fn version_info(reader: &Reader, name: &Name, version: u32) -> Result<VersionInfo, ApiError> {
@@ -223,6 +256,7 @@ fn pack_version(reader: &Reader, name: &Name, version: u32) -> Result<PackVersio
         digest: info.digest,
         media_type: info.format.media_type().to_owned(),
         registered_at: info.registered_at,
+        archived: reader.archived(name)?.contains(version),
     })
 }
 

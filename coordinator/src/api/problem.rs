@@ -87,6 +87,8 @@ kinds! {
     NotFound = "not-found", NOT_FOUND, "There is no such thing";
     /// More requests are under way than may be.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "The coordinator is busy";
+    /// What is to be run is archived.
+    PackArchived = "pack-archived", CONFLICT, "The pack version is archived";
     /// The content has nothing of the range that is asked for.
     RangeNotSatisfiable = "range-not-satisfiable", RANGE_NOT_SATISFIABLE, "There is no such part";
     /// The body did not come in time.
@@ -198,6 +200,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let kind = match &refusal {
             Refusal::Fenced(_) | Refusal::NotLive(_) | Refusal::NotLiveJob(_) => ProblemKind::AlreadyEnded,
+            Refusal::Archived(..) => ProblemKind::PackArchived,
             Refusal::Artifact(..) | Refusal::Invalid(_) => ProblemKind::InvalidRequest,
             Refusal::KeyReused(_) => ProblemKind::IdempotencyKeyReused,
             Refusal::NoAgent(_) | Refusal::NoPack(..) | Refusal::NoToken(_) => ProblemKind::NotFound,

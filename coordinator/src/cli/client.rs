@@ -7,7 +7,7 @@ mod sse;
 mod tls;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
@@ -21,8 +21,8 @@ use super::exit::Error;
 use super::settings::Connection;
 use crate::api::types::Page;
 
-/// Largest JSON answer, in bytes.
-const BODY_BYTES_MAX: usize = 256 << 20;
+/// Largest JSON answer, in bytes: several times that of 20,000 job runs.
+const BODY_BYTES_MAX: usize = 64 << 20;
 
 /// Most items of a list that is read to its end.
 const ITEMS_MAX: usize = 200_000;
@@ -34,6 +34,9 @@ const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an answer may take in all, with all tries: one that never ends is none.
+const ANSWER_TIME: Duration = Duration::from_secs(300);
 
 /// How long a silent answer is waited for. Streams send a sign of life more often.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -200,8 +203,13 @@ impl Client {
     ///
     /// # Errors
     /// When there is no answer, or a refusal.
-    pub(super) async fn open(&self, path: &[&str], headers: HeaderMap) -> Result<Response, Failure> {
-        match self.request(Method::GET, path).headers(headers).send().await {
+    pub(super) async fn open(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+        headers: HeaderMap,
+    ) -> Result<Response, Failure> {
+        match self.request(Method::GET, path).query(query).headers(headers).send().await {
             Ok(response) if response.status().is_success() => Ok(response),
             Ok(response) => Err(Failure::Refused(refused(response).await)),
             Err(error) => Err(Failure::Lost(cause(&error))),
@@ -239,13 +247,16 @@ impl Client {
     ) -> Result<Answer<T>, Error> {
         let mut pause = PAUSE;
         let mut tries = 1;
+        let deadline = Instant::now() + ANSWER_TIME;
         let body = loop {
-            let lost = match build().send().await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let lost = match build().timeout(left).send().await {
                 Ok(response) if !response.status().is_success() => {
                     return Err(match refused(response).await {
                         Refusal::Final(error) | Refusal::Passing(error) => error,
                     });
                 }
+                Ok(response) if !is_json(&response) => return Err(misread(&"it is not JSON")),
                 Ok(response) => match body(response, BODY_BYTES_MAX).await {
                     Ok(body) => break body,
                     Err(Failure::Refused(Refusal::Final(error) | Refusal::Passing(error))) => {
@@ -260,7 +271,7 @@ impl Client {
                 let error = Error::unreachable(format!("the connection was lost before the answer: {why}"));
                 return Err(error.hint("it may have been done: look before you repeat it"));
             }
-            if tries == TRIES {
+            if tries == TRIES || Instant::now() + pause >= deadline {
                 return Err(self.lost(&why));
             }
             tokio::time::sleep(pause).await;
@@ -270,6 +281,13 @@ impl Client {
         let value = serde_json::from_slice(&body).map_err(|error| misread(&error))?;
         Ok(Answer { body: String::from_utf8(body).map_err(|error| misread(&error))?, value })
     }
+}
+
+/// Whether an answer says that it is JSON.
+fn is_json(response: &Response) -> bool {
+    let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    media_type
+        .is_some_and(|text| text.split(';').next().is_some_and(|text| text.trim() == "application/json"))
 }
 
 /// Why a request brought nothing.

@@ -60,7 +60,7 @@ struct Checked {
 pub async fn dev(world: &mut World<'_>, arguments: DevArgs) -> Result<Exit, Error> {
     let DevArgs { file, params } = arguments;
     let checked = file.map(|file| check(file, &params)).transpose()?;
-    log_to(world, "warn")?;
+    log_to(world, world.variable("PACKRUN_LOG").unwrap_or("warn"))?;
     // From here on there is something to clean up.
     let mut endings = world.interrupt.take().map_err(no_signals)?;
     let folder = tempfile::Builder::new().prefix("packrun-dev-").tempdir();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use packrun_protocol::id::PackRunId;
 use packrun_protocol::state::{JobRunState, PackRunState};
+use packrun_protocol::time::Timestamp;
 
 use super::client::feed::{Feed, Happened};
 use super::client::{Answer, Client};
@@ -47,7 +48,7 @@ pub async fn follow(
     let keys = start.value.job_runs.iter().flatten().map(|job_run| &job_run.key);
     let look = Look { color: world.out.color, terminal: world.out.terminal, timestamps: false, keys: true };
     let mut lines = Lines::new(look, keys);
-    until_end(world, client, run, |happened| match happened {
+    until_end(world, client, run, None, |happened| match happened {
         Happened::Log(entry) => lines.entry(entry).into_iter().collect(),
         Happened::State(event) => lines.state(&event),
         Happened::Artifact(event) => vec![lines.artifact(&event)],
@@ -56,11 +57,13 @@ pub async fn follow(
     })
     .await?;
     let end = pack_run(client, run).await?.value;
-    world.out.line(format_args!("\n{}", summary(&end, world.out.color, afterwards).trim_end()))?;
+    let summary = summary(&end, world.now, world.out.color, afterwards);
+    world.out.line(format_args!("\n{}", summary.trim_end()))?;
     Ok(Exit::of_run(end.state))
 }
 
-/// Waits for the end of a pack run, shows only that, and gives how it ended.
+/// Waits for the end of a pack run and gives how it ended. It is shown only where that is asked for as JSON, and where
+/// it is to be looked into.
 ///
 /// # Errors
 /// When the coordinator refuses, the output can't be written, or Ctrl-C is pressed.
@@ -70,13 +73,21 @@ pub async fn wait(
     run: PackRunId,
     format: Format,
 ) -> Result<Exit, Error> {
-    until_end(world, client, run, |_| Vec::new()).await?;
+    until_end(world, client, run, None, |_| Vec::new()).await?;
     let end = pack_run(client, run).await?;
-    output::show(world, format, &end.body, |color| summary(&end.value, color, Afterwards::Stays))?;
-    Ok(Exit::of_run(end.value.state))
+    let (exit, state) = (Exit::of_run(end.value.state), end.value.state);
+    match format {
+        Format::Json => output::show(world, format, &end.body, |_| String::new())?,
+        Format::Table if exit == Exit::Done => {}
+        Format::Table => {
+            world.err.line(format_args!("pack run {run} {state}: see `packrun runs show {run}`"))?
+        }
+    }
+    Ok(exit)
 }
 
-/// Shows the lines that `lines` makes of what happens in a pack run, to its end. Of lost connections, and of what it
+/// Shows the lines that `lines` makes of what happens in a pack run, to its end, without log entries from before
+/// `since`. Of lost connections, and of what it
 /// waits for when nothing happens, it tells people itself.
 ///
 /// # Errors
@@ -85,11 +96,12 @@ pub async fn until_end(
     world: &mut World<'_>,
     client: &Client,
     run: PackRunId,
+    since: Option<Timestamp>,
     mut lines: impl FnMut(Happened) -> Vec<String>,
 ) -> Result<(), Error> {
     let interrupt = world.interrupt.clone();
     let mut stop = pin!(interrupt.wait());
-    let mut feed = Feed::new(client, run);
+    let mut feed = Feed::new(client, run, since);
     let mut told = BTreeSet::new();
     loop {
         let mut next = pin!(feed.next());
@@ -155,15 +167,16 @@ pub(super) async fn pack_run(client: &Client, run: PackRunId) -> Result<Answer<P
     client.get(&["v1", "pack-runs", &run.to_string()], &[]).await
 }
 
-/// The job runs of a pack run as a table, and its state. Of very many only those are named that did not succeed.
+/// The job runs of a pack run as a table, as it stands at `now`, and its state. Of very many only those are named that did not succeed.
 #[must_use]
-pub fn summary(run: &PackRun, color: bool, afterwards: Afterwards) -> String {
+pub fn summary(run: &PackRun, now: Timestamp, color: bool, afterwards: Afterwards) -> String {
     let job_runs = run.job_runs.as_deref().unwrap_or_default();
     let of_note = |job_run: &&JobRun| {
         job_runs.len() <= SUMMARY_ROWS_MAX
             || !matches!(job_run.state, JobRunState::Succeeded | JobRunState::Skipped)
     };
-    let rows: Vec<_> = job_runs.iter().filter(of_note).take(SUMMARY_ROWS_MAX).map(row).collect();
+    let rows: Vec<_> =
+        job_runs.iter().filter(of_note).take(SUMMARY_ROWS_MAX).map(|run| row(run, now)).collect();
     let left_out = job_runs.len() - rows.len();
     let columns = ["JOB", "STATE", "AGENT", "ATTEMPT", "DURATION", "EXIT", "REASON"];
     let mut text = if rows.is_empty() { String::new() } else { output::table(columns, rows, color) };
@@ -188,20 +201,34 @@ pub fn summary(run: &PackRun, color: bool, afterwards: Afterwards) -> String {
     text
 }
 
-fn row(job_run: &JobRun) -> [String; 7] {
-    let exit = match (job_run.exit_code, job_run.signal) {
+/// How a process ended, in a column.
+pub(super) fn exit(code: Option<u8>, signal: Option<u8>) -> String {
+    match (code, signal) {
         (Some(code), _) => code.to_string(),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "-".to_owned(),
-    };
+    }
+}
+
+/// How long a process ran, or has been running; by our own clock then.
+pub(super) fn ran(seconds: Option<f64>, started: Option<Timestamp>, runs: bool, now: Timestamp) -> String {
+    match (seconds, started) {
+        (Some(seconds), _) => output::seconds(seconds),
+        (None, Some(started)) if runs => output::duration(now.since(started)),
+        (None, _) => "-".to_owned(),
+    }
+}
+
+fn row(job_run: &JobRun, now: Timestamp) -> [String; 7] {
+    let runs = job_run.state == JobRunState::Running;
     let reused = job_run.reused_from.map(|from| format!("taken over from {from}"));
     [
         job_run.key.to_string(),
         job_run.state.to_string(),
         or_dash(job_run.agent.as_ref()),
         or_dash(job_run.attempt),
-        job_run.duration_seconds.map_or_else(|| "-".to_owned(), output::seconds),
-        exit,
+        ran(job_run.duration_seconds, job_run.started_at, runs, now),
+        exit(job_run.exit_code, job_run.signal),
         or_dash(job_run.reason.as_ref().or(reused.as_ref())),
     ]
 }

@@ -76,23 +76,35 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Register packs and look at them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  packrun pack register build.yaml\n  packrun pack list")]
     Pack(pack::PackCommand),
     /// Start a pack run
     Run(run::RunArgs),
     /// Look at pack runs, cancel and repeat them
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  packrun runs list --state running\n  packrun runs show 8a5f21d07c3e"
+    )]
     Runs(runs::RunsCommand),
     /// Show what the jobs of a pack run wrote
     Logs(logs::LogsArgs),
     /// Look at the files that a pack run left, and get them
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  packrun artifacts list 8a5f21d07c3e\n  packrun artifacts get 8a5f21d07c3e compile --to out"
+    )]
     Artifacts(artifacts::ArtifactsCommand),
     /// Invite agents, look at them, drain and revoke them
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  packrun agents invite > join-token\n  packrun agents list"
+    )]
     Agents(agents::AgentsCommand),
     /// Make, list and revoke API tokens
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  packrun tokens create --role viewer > token\n  packrun tokens list"
+    )]
     Tokens(tokens::TokensCommand),
     /// Show how the coordinator is
     #[command(after_help = "Example:\n  packrun status --output json")]
@@ -134,6 +146,10 @@ impl Session {
 pub fn main() -> ExitCode {
     let (mut out, mut err) = (io::stdout(), io::stderr());
     let mut world = World::of_process(&mut out, &mut err);
+    if let Some(name) = World::unreadable_variable() {
+        let _ = world.err.line(Error::invalid(format!("the variable {name} is not UTF-8")));
+        return ExitCode::from(2);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

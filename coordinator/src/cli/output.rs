@@ -68,7 +68,7 @@ impl Style {
             "succeeded" | "completed" | "active" => Self::Good,
             "failed" | "timed_out" | "lost" | "revoked" => Self::Bad,
             "partially_failed" | "canceled" | "drained" => Self::Warn,
-            "blocked" | "queued" | "pending" | "skipped" | "expired" | "used" => Self::Dim,
+            "archived" | "blocked" | "queued" | "pending" | "skipped" | "expired" | "used" => Self::Dim,
             _ => Self::Plain,
         }
     }

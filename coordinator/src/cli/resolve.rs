@@ -6,7 +6,7 @@ use packrun_protocol::id::PackRunId;
 
 use super::client::Client;
 use super::exit::Error;
-use crate::api::types::{Agent, PackRun, Page, Token};
+use crate::api::types::{Agent, JobRun, PackRun, Page, Token};
 
 /// Shortest part of an id.
 const PREFIX_BYTES_MIN: usize = 4;
@@ -99,6 +99,41 @@ pub async fn token(client: &Client, text: &str) -> Result<Token, Error> {
     tokens.retain(|token| is(&token.id, text) || starts(&token.id, text));
     let described = |token: &Token| format!("{} ({}, {})", token.id, token.role, token.state);
     only(&tokens, text, "token", "packrun tokens list", described).cloned()
+}
+
+/// The job runs of a pack run that are meant: the one with this key, or all of the job with this name, or else the only
+/// one whose key or id starts so.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn job_runs<'r>(job_runs: &'r [JobRun], text: &str) -> Result<Vec<&'r JobRun>, Error> {
+    let all = || job_runs.iter();
+    if let Some(one) = all().find(|job_run| job_run.key.as_str() == text || is(&job_run.id, text)) {
+        return Ok(vec![one]);
+    }
+    let of_job: Vec<_> = all().filter(|job_run| job_run.job == text).collect();
+    if !of_job.is_empty() {
+        return Ok(of_job);
+    }
+    let start = |job_run: &&JobRun| {
+        starts(&job_run.id, text) || (!text.is_empty() && job_run.key.as_str().starts_with(text))
+    };
+    let found: Vec<_> = all().filter(start).collect();
+    if found.is_empty() {
+        let mut jobs: Vec<_> = all().map(|job_run| job_run.job.as_str()).collect();
+        jobs.dedup();
+        return Err(Error::invalid(format!("the pack run has no job `{text}`"))
+            .hint(format!("its jobs: {}", jobs.join(", "))));
+    }
+    one_job_run(&found, text).map(|one| vec![one])
+}
+
+/// The one job run among those that are meant.
+///
+/// # Errors
+/// When there are more.
+pub fn one_job_run<'r>(found: &[&'r JobRun], text: &str) -> Result<&'r JobRun, Error> {
+    only(found, text, "job run", "packrun runs show RUN", |job_run| job_run.key.to_string()).copied()
 }
 
 fn is(id: &impl Display, text: &str) -> bool {

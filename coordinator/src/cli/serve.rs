@@ -14,6 +14,7 @@ use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
 use super::https::is_name;
 use super::world::World;
+use crate::engine::StoreError;
 
 /// How long the coordinator gets to stop.
 const STOP_TIME: Duration = Duration::from_secs(30);
@@ -76,6 +77,10 @@ pub struct ServeArgs {
     /// [variable: PACKRUN_ARTIFACT_BYTES_MAX]
     #[arg(long, value_name = "BYTES")]
     pub artifact_bytes_max: Option<u64>,
+    /// How much is logged: a level, or levels of targets, as info,packrun_coordinator::fleet=debug [default: info]
+    /// [variable: PACKRUN_LOG]
+    #[arg(long, value_name = "LEVELS")]
+    pub log: Option<String>,
 }
 
 /// The configuration file.
@@ -87,26 +92,26 @@ struct File {
     listen_api: Option<SocketAddr>,
     api_name: Option<Vec<String>>,
     api_url: Option<String>,
-    lease: Option<String>,
-    certificate_ttl: Option<String>,
+    #[serde(default, deserialize_with = "duration")]
+    lease: Option<Duration>,
+    #[serde(default, deserialize_with = "duration")]
+    certificate_ttl: Option<Duration>,
     artifact_bytes_max: Option<u64>,
+    log: Option<String>,
 }
 
 impl ServeArgs {
-    /// The settings: of each the flag, else the variable, else the file's, else the default.
+    /// The settings: of each the flag, else the variable, else the file's, else the default; and how much to log, if
+    /// that is said.
     ///
     /// # Errors
     /// When the file can't be read, or says what means nothing.
-    pub fn settings(self, world: &World<'_>) -> Result<Settings, Error> {
+    pub fn settings(self, world: &World<'_>) -> Result<(Settings, Option<String>), Error> {
         let text = |text: &str| Ok(PathBuf::from(text));
         let address = |text: &str| text.parse().map_err(|error| format!("`{text}` is no address: {error}"));
         let number = |text: &str| text.parse().map_err(|error| format!("`{text}` is no number: {error}"));
         let config = given(world, self.config, "PACKRUN_CONFIG", text)?;
         let file = config.as_deref().map(read).transpose()?.unwrap_or_default();
-        let time = |key: &str, text: Option<String>| {
-            let parsed = text.map(|text| args::duration(&text)).transpose();
-            parsed.map_err(|error| Error::invalid(format!("the configuration's `{key}`: {error}")))
-        };
         let data_dir = given(world, self.data_dir, "PACKRUN_DATA_DIR", text)?.or(file.data_dir);
         let listen_agents = given(world, self.listen_agents, "PACKRUN_LISTEN_AGENTS", address)?;
         let listen_api = given(world, self.listen_api, "PACKRUN_LISTEN_API", address)?;
@@ -131,17 +136,15 @@ impl ServeArgs {
             listen_api: listen_api.or(file.listen_api).unwrap_or(defaults.listen_api),
             api_names,
             api_url,
-            lease: lease.or(time("lease", file.lease)?).unwrap_or(defaults.lease),
-            certificate: certificate
-                .or(time("certificate_ttl", file.certificate_ttl)?)
-                .unwrap_or(defaults.certificate),
+            lease: lease.or(file.lease).unwrap_or(defaults.lease),
+            certificate: certificate.or(file.certificate_ttl).unwrap_or(defaults.certificate),
             artifact_bytes_max: bytes_max.or(file.artifact_bytes_max).unwrap_or(defaults.artifact_bytes_max),
             data_dir: defaults.data_dir,
         };
         within("--lease", settings.lease, LEASE, "1s to 1d")?;
         within("--certificate-ttl", settings.certificate, CERTIFICATE, "10s to 365d")?;
         within("--artifact-bytes-max", settings.artifact_bytes_max, (1, u64::MAX), "1 and more")?;
-        Ok(settings)
+        Ok((settings, self.log.or_else(|| Some(world.variable("PACKRUN_LOG")?.to_owned())).or(file.log)))
     }
 }
 
@@ -207,18 +210,18 @@ fn read(path: &Path) -> Result<File, Error> {
     toml::from_str(&text).map_err(|error| refused(&error))
 }
 
-/// Logs to the standard error, as much as `PACKRUN_LOG` says: a level, or targets with levels, as
-/// `info,packrun_coordinator::fleet=debug`.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    args::duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// Logs to the standard error, so much.
 ///
 /// # Errors
-/// When it says what means nothing.
-pub(super) fn log_to(world: &World<'_>, default: &str) -> Result<(), Error> {
-    let filter = world.variable("PACKRUN_LOG").unwrap_or(default);
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| {
-        Error::invalid(format!("PACKRUN_LOG is `{filter}`: {error}")).hint(
-            "it takes a level, as `debug`, or levels of targets, as `info,packrun_coordinator::fleet=debug`",
-        )
-    })?;
+/// When `levels` means nothing.
+pub(super) fn log_to(world: &World<'_>, levels: &str) -> Result<(), Error> {
+    let filter = packrun_agent::log::filter(levels)
+        .map_err(|error| Error::invalid(format!("PACKRUN_LOG or --log: {error}")))?;
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(world.err.color);
     // In a test another command has done it before.
     let _ = log.with_env_filter(filter).try_init();
@@ -230,8 +233,8 @@ pub(super) fn log_to(world: &World<'_>, default: &str) -> Result<(), Error> {
 /// # Errors
 /// When it can't start, or can't go on.
 pub async fn serve(world: &mut World<'_>, arguments: ServeArgs) -> Result<Exit, Error> {
-    let settings = arguments.settings(world)?;
-    log_to(world, "info")?;
+    let (settings, levels) = arguments.settings(world)?;
+    log_to(world, levels.as_deref().unwrap_or("info"))?;
     let mut endings = world.interrupt.take().map_err(no_signals)?;
     // The store survives a start that is cut short, as it does a crash.
     let mut coordinator = tokio::select! {
@@ -291,7 +294,8 @@ pub(super) fn not_started(error: anyhow::Error) -> Error {
                 | K::ReadOnlyFilesystem
         )
     };
-    let kind = if kinds.iter().any(unusable) { Kind::Invalid } else { Kind::Failed };
+    let data = error.chain().any(|cause| cause.is::<StoreError>());
+    let kind = if data || kinds.iter().any(unusable) { Kind::Invalid } else { Kind::Failed };
     let error = Error::new(kind, format!("the coordinator did not start: {error:#}"));
     if kinds.contains(&ErrorKind::AddrInUse) {
         return error.hint("another program has the port; choose one by --listen-api or --listen-agents");

@@ -169,6 +169,13 @@ impl<'w> World<'w> {
         }
     }
 
+    /// A variable of this process that is meant for packrun and is left out of `variables`.
+    #[must_use]
+    pub fn unreadable_variable() -> Option<String> {
+        let mut variables = std::env::vars_os().filter(|(_, value)| value.to_str().is_none());
+        variables.find_map(|(name, _)| name.into_string().ok().filter(|name| name.starts_with("PACKRUN_")))
+    }
+
     /// The value of a variable, unless it is empty.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<&str> {

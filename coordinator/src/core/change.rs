@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Artifact, Capacity, Idempotency, LogIndex};
 use super::plan::Plan;
+use super::registry::Archived;
 
 /// A row to write; the comment on each names its key.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub enum Change {
     JobRun(JobRunRow),
     /// By attempt. Until it is written, the attempt's log counts as open.
     Log(LogRow),
+    /// By pack name.
+    PackArchive(PackArchiveRow),
     /// By pack name and version.
     PackVersion(PackVersionRow),
     /// By pack run; also by idempotency key. Written once.
@@ -66,6 +69,15 @@ pub struct PackVersionRow {
     pub canonical: Arc<[u8]>,
     /// When it was registered.
     pub registered_at: Timestamp,
+}
+
+/// Which versions of a pack are archived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackArchiveRow {
+    /// The pack.
+    pub name: Name,
+    /// Its versions that can't be run.
+    pub archived: Archived,
 }
 
 /// What of a pack run never changes.

@@ -50,6 +50,15 @@ pub enum Event {
 /// What users and the enrolment ask for.
 #[derive(Debug, Clone)]
 pub enum Command {
+    /// Let nobody run a pack version any more, or let it be run again.
+    ArchivePack {
+        /// The pack's name.
+        name: Name,
+        /// The version; all that there are without.
+        version: Option<u32>,
+        /// Whether it is archived from now on.
+        archived: bool,
+    },
     /// Cancel one job run.
     CancelJobRun(JobRunId),
     /// Cancel a pack run with all its job runs.
@@ -89,7 +98,7 @@ pub enum Command {
         /// Where its log lies.
         log: LogIndex,
     },
-    /// Add a pack version, unless it is the newest one's content again.
+    /// Add a pack version, unless it is the newest one's content again and that one is not archived.
     RegisterPack {
         /// The pack's name.
         name: Name,

@@ -48,6 +48,7 @@ use self::deadline::{Deadline, Deadlines};
 use self::event::{Command, Event, Idempotency, Report, SessionId};
 use self::job::Input;
 use self::outcome::{Effect, Refusal, Reply, Step};
+pub use self::registry::Archived;
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};
@@ -75,12 +76,14 @@ impl Default for Config {
 }
 
 /// The newest version of a pack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackHead {
     /// Its number.
     pub version: u32,
     /// The sha256 of its canonical form.
     pub digest: packrun_protocol::id::Digest,
+    /// Which of the pack's versions are archived.
+    pub archived: Archived,
 }
 
 /// The state of the coordinator: what is live, and no history.
@@ -170,6 +173,7 @@ impl Core {
 
     fn command(&mut self, command: Command) -> Result<Reply, Refusal> {
         match command {
+            Command::ArchivePack { name, version, archived } => self.archive_pack(name, version, archived),
             Command::CancelJobRun(id) => self.cancel_job_run(id),
             Command::CancelRun(id) => self.cancel_run(id),
             Command::CreateRun(new) => self.create_run(*new),

@@ -159,6 +159,9 @@ pub enum Reply {
 /// Why a command was not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
+    /// A pack version that is archived.
+    #[error("version {1} of pack `{0}` is archived; run another, or `packrun pack unarchive {0}@{1}` first")]
+    Archived(Name, u32),
     /// A file that is none of its attempt's artifacts.
     #[error("`{0}` is not kept: {1}")]
     Artifact(RelativePath, &'static str),

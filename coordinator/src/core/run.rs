@@ -81,9 +81,7 @@ impl Core {
                 Err(Refusal::KeyReused(Arc::clone(&wanted.key)))
             };
         }
-        if !self.packs.get(&new.pack).is_some_and(|head| (1..=head.version).contains(&new.version)) {
-            return Err(Refusal::NoPack(new.pack, new.version));
-        }
+        self.check_runnable(&new.pack, new.version)?;
         if self.runs.contains_key(&new.id) {
             return Err(Refusal::Invalid("its id is taken"));
         }

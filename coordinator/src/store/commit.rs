@@ -10,14 +10,14 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::record::{RunInfo, VersionInfo, decode, encode};
 use super::tables::{
-    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS, META,
-    META_EPOCH, META_SCHEMA, META_SEQ, OPEN_LOGS, PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK,
-    RUNS_BY_STATE, SOURCES, TOKENS, VERSIONS, attempt_key, state_key,
+    AGENTS, ARCHIVED, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS,
+    META, META_EPOCH, META_SCHEMA, META_SEQ, OPEN_LOGS, PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH,
+    RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, TOKENS, VERSIONS, attempt_key, state_key,
 };
 use super::{CommitError, Lease, SCHEMA, Store, StoreError};
 use crate::core::change::{
-    AgentRow, ArtifactRow, AttemptRow, Change, FeedRow, JobRunRow, LogRow, PackRunRow, PackVersionRow,
-    ProgressRow, TokenRow,
+    AgentRow, ArtifactRow, AttemptRow, Change, FeedRow, JobRunRow, LogRow, PackArchiveRow, PackRunRow,
+    PackVersionRow, ProgressRow, TokenRow,
 };
 
 /// Proof that a batch is on the disk.
@@ -38,6 +38,7 @@ impl Committed {
 #[derive(Debug, Default)]
 pub struct Batch {
     agents: BTreeMap<AgentId, AgentRow>,
+    archived: BTreeMap<Name, PackArchiveRow>,
     artifacts: BTreeMap<(AttemptId, RelativePath), ArtifactRow>,
     attempts: BTreeMap<AttemptId, AttemptRow>,
     feed: BTreeMap<(PackRunId, u64), FeedRow>,
@@ -61,6 +62,7 @@ impl Batch {
             Change::Feed(row) => drop(self.feed.insert((row.pack_run, row.number), row)),
             Change::JobRun(row) => drop(self.job_runs.insert(row.id, row)),
             Change::Log(row) => drop(self.logs.insert(row.attempt, row)),
+            Change::PackArchive(row) => drop(self.archived.insert(row.name.clone(), row)),
             Change::PackVersion(row) => drop(self.versions.insert((row.name.clone(), row.version), row)),
             Change::PackRun(row) => drop(self.runs.insert(row.id, row)),
             Change::Progress(row) => drop(self.progress.insert(row.pack_run, row)),
@@ -72,6 +74,7 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.agents.is_empty()
+            && self.archived.is_empty()
             && self.artifacts.is_empty()
             && self.attempts.is_empty()
             && self.feed.is_empty()
@@ -87,6 +90,9 @@ impl Batch {
     fn write(&self, write: &WriteTransaction) -> Result<(), StoreError> {
         if !self.versions.is_empty() {
             self.write_packs(write)?;
+        }
+        if !self.archived.is_empty() {
+            self.write_archived(write)?;
         }
         if !self.runs.is_empty() {
             self.write_runs(write)?;
@@ -147,6 +153,18 @@ impl Batch {
             put(versions.insert(key, &*encode(&info)?))?;
             put(sources.insert(key, &*row.source))?;
             put(canonicals.insert(key, &*row.canonical))?;
+        }
+        Ok(())
+    }
+
+    fn write_archived(&self, write: &WriteTransaction) -> Result<(), StoreError> {
+        let mut archived = open(write.open_table(ARCHIVED))?;
+        for row in self.archived.values() {
+            if row.archived.is_empty() {
+                put(archived.remove(row.name.as_str()))?;
+            } else {
+                put(archived.insert(row.name.as_str(), &*encode(&row.archived)?))?;
+            }
         }
         Ok(())
     }
@@ -267,6 +285,7 @@ impl Batch {
     fn create_tables(write: &WriteTransaction) -> Result<(), StoreError> {
         let all = Self::default();
         all.write_packs(write)?;
+        all.write_archived(write)?;
         all.write_runs(write)?;
         all.write_progress(write)?;
         all.write_job_runs(write)?;
@@ -280,7 +299,8 @@ impl Batch {
 }
 
 impl Store {
-    /// Makes the tables of a new store, and refuses one of another version.
+    /// Makes the tables that are missing, of a new store or of one that an earlier release made, and refuses one of
+    /// another version.
     pub(super) fn migrate(&self) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(StoreError::engine("begin to write"))?;
         {
@@ -288,7 +308,7 @@ impl Store {
             let found =
                 meta.get(META_SCHEMA).map_err(StoreError::engine("read"))?.map(|version| version.value());
             match found {
-                Some(SCHEMA) => return Ok(()),
+                Some(SCHEMA) => {}
                 Some(version) => return Err(StoreError::Newer { table: "schema", version }),
                 None => put(meta.insert(META_SCHEMA, SCHEMA))?,
             }

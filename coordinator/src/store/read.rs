@@ -13,10 +13,11 @@ use serde::de::DeserializeOwned;
 use super::StoreError;
 use super::record::{RunInfo, VersionInfo, decode};
 use super::tables::{
-    AGENTS, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, Id, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS, OPEN_LOGS,
-    PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, TOKENS, VERSIONS,
-    attempt_key, attempt_of, state_key,
+    AGENTS, ARCHIVED, ARTIFACTS, ATTEMPTS, CANONICALS, FEED, Id, JOB_RUN_PLACES, JOB_RUNS, KEYS, LIVE, LOGS,
+    OPEN_LOGS, PACKS, PLANS, PROGRESS, RUNS, RUNS_BY_BOTH, RUNS_BY_PACK, RUNS_BY_STATE, SOURCES, TOKENS,
+    VERSIONS, attempt_key, attempt_of, state_key,
 };
+use crate::core::Archived;
 use crate::core::change::{AgentRow, ArtifactRow, AttemptRow, FeedRow, JobRunRow, ProgressRow, TokenRow};
 use crate::core::event::LogIndex;
 use crate::core::plan::Plan;
@@ -95,6 +96,11 @@ impl Reader {
     /// A pack's newest version's number.
     pub fn pack_head(&self, pack: &Name) -> Result<Option<u32>, StoreError> {
         Ok(self.value(PACKS, pack.as_str())?.map(|version| version.value()))
+    }
+
+    /// Which versions of a pack are archived.
+    pub fn archived(&self, pack: &Name) -> Result<Archived, StoreError> {
+        Ok(self.record("archived_packs", ARCHIVED, pack.as_str())?.unwrap_or_default())
     }
 
     /// A pack version without its texts.

@@ -13,7 +13,8 @@ pub(super) fn load(reader: &Reader) -> Result<Rows, StoreError> {
     let mut rows = Rows { agents: reader.agents()?, tokens: reader.tokens()?, ..Rows::default() };
     for (name, version) in reader.pack_heads()? {
         if let Some(info) = reader.version(&name, version)? {
-            rows.packs.insert(name, PackHead { version, digest: info.digest });
+            let archived = reader.archived(&name)?;
+            rows.packs.insert(name, PackHead { version, digest: info.digest, archived });
         }
     }
     for id in reader.live_runs()? {

@@ -26,6 +26,8 @@ pub(super) const SOURCES: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinit
 /// By pack name and version: the checked pack as canonical JSON.
 pub(super) const CANONICALS: TableDefinition<'_, (&str, u32), &[u8]> =
     TableDefinition::new("pack_canonicals");
+/// By pack name: which of its versions are archived, where any are.
+pub(super) const ARCHIVED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("archived_packs");
 
 /// By pack run: what of it never changes, but its plan.
 pub(super) const RUNS: TableDefinition<'_, Id, &[u8]> = TableDefinition::new("pack_runs");

@@ -45,7 +45,7 @@ pub(super) const PARAMS_BYTES_MAX: usize = 256 << 10;
         (status = 201, description = "It is started", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
         (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
         (status = 404, description = "No such pack version"),
-        (status = 409, description = "The key was used for another request"),
+        (status = 409, description = "The pack version is archived, or the key was used for another request"),
         (status = 422, description = "The pack doesn't take these parameters"),
     ),
 )]
@@ -93,7 +93,8 @@ pub(super) async fn create(
     .await
 }
 
-/// Starts a pack run that repeats one which has ended: its plan again, all of it or only what did not succeed.
+/// Starts a pack run that repeats one which has ended: its plan again, all of it or only what did not succeed. What is
+/// archived is not repeated either.
 #[utoipa::path(
     post, path = "/v1/pack-runs/{id}/retry", tag = "runs", operation_id = "retry_pack_run", request_body = Option<Retry>,
     params(
@@ -104,7 +105,7 @@ pub(super) async fn create(
         (status = 201, description = "The new pack run", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
         (status = 200, description = "It was started before under this key", body = PackRun, headers(("Location" = String, description = "Where the pack run is"))),
         (status = 404, description = "No such pack run"),
-        (status = 409, description = "It has not ended, or the key was used for another request"),
+        (status = 409, description = "It has not ended, its pack version is archived, or the key was used for another request"),
     ),
 )]
 pub(super) async fn retry(

@@ -33,6 +33,13 @@ pub(super) fn log_cursor(key: MergeKey) -> String {
     format!("{}.{}.{}.{seq}", time.as_micros(), attempt.job_run, attempt.number)
 }
 
+/// The place in the chronological order that all entries from `time` on are behind, and none before it.
+pub(super) fn before(time: Timestamp) -> MergeKey {
+    let job_run = JobRunId::from_bytes([u8::MAX; 16]);
+    let attempt = AttemptId { job_run, number: AttemptNumber::new(u32::MAX).unwrap_or(AttemptNumber::FIRST) };
+    MergeKey { time: time.shifted(-1), attempt, seq: u64::MAX }
+}
+
 /// The cursor at the start of the chronological order, of a run that has no entry yet.
 pub(super) const LOG_START: &str = "0";
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use packrun_protocol::id::{AttemptId, Epoch, PackRunId};
 use packrun_protocol::state::{JobRunState, PackRunState};
+use packrun_protocol::time::Timestamp;
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -52,6 +53,8 @@ pub(super) struct Follower {
     feeds: watch::Receiver<()>,
     source: Source,
     feed: Feed<FeedRow, StoredBlock>,
+    /// Entries from before it are left out.
+    since: Option<Timestamp>,
     /// How the run ended, once its last change was sent.
     end: Option<EndEvent>,
     /// Events that were not yet handed out.
@@ -66,11 +69,16 @@ struct Seen {
 }
 
 impl Follower {
-    /// Follows `run` from `place` on.
+    /// Follows `run` from `place` on, without entries from before `since`.
     ///
     /// # Errors
     /// When there is no such run, or the store can't be read.
-    pub(super) async fn open(api: &Api, run: PackRunId, place: Place) -> Result<Opened, ApiError> {
+    pub(super) async fn open(
+        api: &Api,
+        run: PackRunId,
+        place: Place,
+        since: Option<Timestamp>,
+    ) -> Result<Opened, ApiError> {
         let app = api.app.clone();
         // What is committed from here on is told.
         let (news, feeds) = (app.engine.follow(), app.logs.feeds());
@@ -104,6 +112,7 @@ impl Follower {
             feeds,
             source,
             feed: Feed::new(place, is_over),
+            since,
             end,
             out,
             is_over: false,
@@ -153,6 +162,9 @@ impl Follower {
     fn put_block(&mut self, from: Place, block: &StoredBlock) {
         let (attempt, behind) = (block.block.attempt(), block.block.next_seq());
         for (entry, at) in block.entries().zip(from.entry..) {
+            if self.since.is_some_and(|since| entry.time < since) {
+                continue;
+            }
             let last = entry.seq.saturating_add(1) >= behind;
             let place = if last { self.feed.place() } else { Place { entry: at.saturating_add(1), ..from } };
             if let Some(entry) = self.names.entry(attempt, &entry) {

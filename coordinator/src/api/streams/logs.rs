@@ -6,14 +6,16 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use packrun_protocol::id::{AttemptId, JobRunId, PackRunId};
+use packrun_protocol::time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::cursor::{LOG_START, log_cursor, parse_log_cursor};
+use super::cursor::{LOG_START, before, log_cursor, parse_log_cursor};
 use super::names::Names;
 use super::page::{Entries, Format, TEXT_BYTES, answer, limit, unreadable};
 use super::source::{attempts, kept};
+use super::tail;
 use crate::api::auth::Viewer;
 use crate::api::extract::{PathOf, QueryOf};
 use crate::api::problem::{ApiError, ProblemKind};
@@ -32,6 +34,12 @@ pub(super) struct Asked {
     job: Option<String>,
     /// Behind this place: the last page's `next_cursor`.
     cursor: Option<String>,
+    /// Only those from this time on, RFC 3339.
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
+    /// From so many lines before the end on, up to 100,000; a page with a `cursor` needs it no more.
+    #[param(maximum = 100_000)]
+    tail: Option<u32>,
     /// At most so many, 1 to 10,000; 1,000 unless it is said.
     #[param(minimum = 1, maximum = 10_000)]
     limit: Option<u32>,
@@ -67,14 +75,20 @@ pub(super) async fn pack_run_logs(
     let format = asked.format.unwrap_or_else(|| Format::accepted(&headers));
     let cursor = asked.cursor.as_deref().unwrap_or(LOG_START);
     let invalid = || ApiError::new(ProblemKind::InvalidCursor, "`cursor` is none that a page of logs gave");
-    let after = parse_log_cursor(cursor).ok_or_else(invalid)?;
+    let mut after = parse_log_cursor(cursor).ok_or_else(invalid)?.max(asked.since.map(before));
+    let lines = asked.tail.map(|lines| tail::lines(lines, asked.cursor.is_some())).transpose()?;
     let names = Names::find(&api, id).await?;
     let jobs = asked.job.as_deref().map(|job| names.select(job)).transpose()?;
-    let (mut reader, is_live) = open(&api.app, id, jobs, after, most).await?;
-    let (entries, last) = read(&mut reader, most).await?;
+    if let Some(lines) = lines {
+        let log = Log::find(&api.app, id, jobs.as_ref(), after, usize::MAX).await?;
+        after = tail::start(&api.app, &log, after, lines).await?;
+    }
+    let log = Log::find(&api.app, id, jobs.as_ref(), after, most).await?;
+    let (entries, last) = read(&mut log.reader(&api.app, after), most).await?;
+    let is_live = log.watermark.is_some();
     let next = match last {
         Some(last) if is_live || entries.then.is_some() => Some(log_cursor(last)),
-        None if is_live => Some(cursor.to_owned()),
+        None if is_live => Some(after.map_or_else(|| LOG_START.to_owned(), log_cursor)),
         _ => None,
     };
     let next = next.map(|next| {
@@ -84,45 +98,60 @@ pub(super) async fn pack_run_logs(
     answer(&entries, &names, format, next)
 }
 
-/// A reader of the entries behind `after`, of `jobs` or of all, and whether more may come. It gives at least `most`
-/// and one, if there are so many.
-async fn open(
-    app: &App,
-    run: PackRunId,
-    jobs: Option<HashSet<JobRunId>>,
-    after: Option<MergeKey>,
-    most: usize,
-) -> Result<(ChronologicalReader, bool), ApiError> {
-    let chosen = |attempt: &AttemptId| jobs.as_ref().is_none_or(|jobs| jobs.contains(&attempt.job_run));
-    loop {
-        if app.logs.feed_progress(run).is_some() {
-            let away = app.engine.look(move |core| core.away(run)).await?;
-            let settled = app.logs.settle(run, away, app.clock.now()).await;
-            let watermark = settled.map_err(|error| closed(&error))?;
-            let opened = app.logs.attempts(run).unwrap_or_default();
-            let extents = |attempt| app.logs.extents_behind(attempt, after, most.saturating_add(1));
-            let live: Option<Vec<_>> =
-                opened.into_iter().filter(chosen).map(|attempt| Some((attempt, extents(attempt)?))).collect();
-            match live {
-                Some(live) if app.logs.feed_progress(run).is_some() => {
-                    return Ok((app.logs.read_chronological(live, after, Some(watermark)), true));
-                }
-                // It was closed in between.
-                _ => continue,
-            }
-        }
-        let chosen_jobs = jobs.clone();
-        let kept = app.read(move |reader| if_over(reader, run, chosen_jobs.as_ref())).await?;
-        let is_live = kept.is_none();
-        if is_live && app.logs.feed_progress(run).is_some() {
-            continue;
-        }
-        return Ok((app.logs.read_chronological(kept.unwrap_or_default(), after, None), is_live));
-    }
+/// What there is to read of a pack run's log.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) attempts: Vec<Kept>,
+    /// Up to where it can be read; none of a run that is over, whose log is all there.
+    watermark: Option<Timestamp>,
 }
 
 /// Where the log of an attempt lies.
-type Kept = (AttemptId, Vec<Extent>);
+pub(super) type Kept = (AttemptId, Vec<Extent>);
+
+impl Log {
+    /// The entries of `run` behind `after`, of `jobs` or of all: at least `most` and one, if there are so many.
+    async fn find(
+        app: &App,
+        run: PackRunId,
+        jobs: Option<&HashSet<JobRunId>>,
+        after: Option<MergeKey>,
+        most: usize,
+    ) -> Result<Self, ApiError> {
+        let chosen = |attempt: &AttemptId| jobs.is_none_or(|jobs| jobs.contains(&attempt.job_run));
+        loop {
+            if app.logs.feed_progress(run).is_some() {
+                let away = app.engine.look(move |core| core.away(run)).await?;
+                let settled = app.logs.settle(run, away, app.clock.now()).await;
+                let watermark = settled.map_err(|error| closed(&error))?;
+                let opened = app.logs.attempts(run).unwrap_or_default();
+                let extents = |attempt| app.logs.extents_behind(attempt, after, most.saturating_add(1));
+                let live = opened.into_iter().filter(chosen);
+                let live: Option<Vec<_>> = live.map(|attempt| Some((attempt, extents(attempt)?))).collect();
+                match live {
+                    Some(attempts) if app.logs.feed_progress(run).is_some() => {
+                        return Ok(Self { attempts, watermark: Some(watermark) });
+                    }
+                    // It was closed in between.
+                    _ => continue,
+                }
+            }
+            let chosen_jobs = jobs.cloned();
+            let kept = app.read(move |reader| if_over(reader, run, chosen_jobs.as_ref())).await?;
+            match kept {
+                Some(attempts) => return Ok(Self { attempts, watermark: None }),
+                None if app.logs.feed_progress(run).is_some() => {}
+                // It lives, and has no log yet.
+                None => return Ok(Self { attempts: Vec::new(), watermark: Some(Timestamp::MIN) }),
+            }
+        }
+    }
+
+    /// A reader of the entries behind `after`.
+    pub(super) fn reader(&self, app: &App, after: Option<MergeKey>) -> ChronologicalReader {
+        app.logs.read_chronological(self.attempts.clone(), after, self.watermark)
+    }
+}
 
 /// What is kept of a pack run that is over.
 fn if_over(

@@ -6,7 +6,7 @@
 //! | `source`, `follow` | what goes into it, and the events that come out |
 //! | `stream` | a pack run's events |
 //! | `changes` | those of all pack runs |
-//! | `logs`, `attempt`, `page` | entries by time, by number, and in which form |
+//! | `logs`, `tail`, `attempt`, `page` | entries by time, the last of them, by number, and in which form |
 //! | `artifacts`, `content` | files that attempts have left |
 //! | `open` | how many streams there may be, and until when |
 //! | `event`, `cursor`, `names` | events as bytes, cursors as text, what ids are called |
@@ -27,6 +27,7 @@ mod open;
 mod page;
 mod source;
 mod stream;
+mod tail;
 
 pub(super) use self::open::Streams;
 use utoipa_axum::router::OpenApiRouter;

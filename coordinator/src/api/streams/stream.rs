@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use packrun_protocol::id::PackRunId;
+use packrun_protocol::time::Timestamp;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -25,6 +26,9 @@ use crate::api::types::schema;
 pub(super) struct From {
     /// The id of the last event that was seen; `Last-Event-ID` goes before it.
     cursor: Option<String>,
+    /// No log entries from before this time, RFC 3339; states and artifacts all the same.
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
 }
 
 /// What happens in a pack run, from its start: `log` (a LogEntry), `state` (a StateEvent), `artifact` (an
@@ -59,7 +63,7 @@ pub(super) async fn stream(
     let last = last.filter(|last| !last.is_empty());
     let place = last.map_or(Ok(Place::default()), |last| parse_event_id(&last).ok_or_else(invalid))?;
     let open = api.streams.place()?;
-    let follower = match Follower::open(&api, id, place).await? {
+    let follower = match Follower::open(&api, id, place, from.since).await? {
         Opened::Ended => return Ok(StatusCode::NO_CONTENT.into_response()),
         Opened::Follower(follower) => follower,
     };

@@ -2,11 +2,11 @@
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LINK, LOCATION};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::site::{Answer, Site, send};
 use crate::api::paging::{List, cursor};
-use crate::api::types::{PackContent, PackVersion, Page, Problem};
+use crate::api::types::{PackContent, PackRun, PackVersion, Page, Problem};
 use crate::core::change::Role;
 
 const YAML: &str = "# kept\nname: build\njobs:\n  a: { run: 'true' }\n";
@@ -142,4 +142,65 @@ async fn what_there_is_not_is_said_so() {
     let beyond = cursor(List::Versions, &u32::MAX.to_be_bytes());
     let page: Page<PackVersion> = site.get(&format!("/v1/packs/build/versions?cursor={beyond}")).await.json();
     assert_eq!(page.items.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_archived_is_kept_and_not_run() {
+    let site = Site::start().await;
+    let say = |number: u32| format!("name: build\njobs:\n  a: {{ run: 'exit {number}' }}\n");
+    for number in 1..=3 {
+        site.register(&say(number)).await;
+    }
+    let post = async |path: &str, body: Value| {
+        let request = site.request(Some(Role::Admin), Method::POST, path).json(&body);
+        send(request).await
+    };
+    let run = async |version: Option<u32>| {
+        let answer = post("/v1/pack-runs", json!({ "pack": "build", "version": version })).await;
+        answer.status.is_success().then(|| answer.json::<PackRun>().version).ok_or_else(|| {
+            assert_eq!(answer.status, StatusCode::CONFLICT);
+            answer.problem()
+        })
+    };
+    let listed = async |query: &str| {
+        let page: Page<PackVersion> = site.get(&format!("/v1/packs{query}")).await.json();
+        page.items.iter().map(|pack| (pack.version, pack.archived)).collect::<Vec<_>>()
+    };
+    let shown = async || site.get("/v1/packs/build").await.json::<PackContent>().version;
+    let archived = Err("pack-archived".to_owned());
+
+    for _ in 0..2 {
+        let answer = post("/v1/packs/build/versions/3/archive", json!({})).await;
+        let version: PackVersion = answer.json();
+        assert_eq!((answer.status, version.version, version.archived), (StatusCode::OK, 3, true));
+    }
+    assert_eq!(
+        (run(Some(3)).await, run(None).await),
+        (archived.clone(), Ok(2)),
+        "the newest that can be run"
+    );
+    assert_eq!((shown().await.version, listed("").await), (2, vec![(2, false)]));
+    assert_eq!(listed("/build/versions").await, [(2, false), (1, false)]);
+    assert_eq!(listed("/build/versions?archived=true").await, [(3, true), (2, false), (1, false)]);
+    let kept: PackContent = site.get("/v1/packs/build/versions/3").await.json();
+    assert!(kept.version.archived && kept.source == say(3));
+
+    assert!(post("/v1/packs/build/archive", json!({})).await.json::<PackVersion>().archived);
+    assert_eq!((run(None).await, run(Some(1)).await), (archived.clone(), archived.clone()));
+    assert_eq!((listed("").await, listed("?archived=true").await), (vec![], vec![(3, true)]));
+    assert!(shown().await.archived);
+
+    let answer = site.register(&say(3)).await;
+    let version: PackVersion = answer.json();
+    assert_eq!((answer.status, version.version, version.archived), (StatusCode::CREATED, 4, false));
+    assert_eq!((run(None).await, run(Some(3)).await), (Ok(4), archived));
+    post("/v1/packs/build/unarchive", json!({})).await;
+    assert_eq!((run(Some(3)).await, listed("/build/versions").await.len()), (Ok(3), 4));
+    for path in [
+        "/v1/packs/other/archive",
+        "/v1/packs/build/versions/9/archive",
+        "/v1/packs/build/versions/0/unarchive",
+    ] {
+        assert_eq!(post(path, json!({})).await.problem(), "not-found", "{path}");
+    }
 }

@@ -27,6 +27,9 @@ pub struct PackVersion {
     /// When it was registered.
     #[schema(value_type = schema::Time)]
     pub registered_at: Timestamp,
+    /// Whether it is archived: it is kept, and can't be run.
+    #[serde(default)]
+    pub archived: bool,
 }
 
 /// A pack version with its content.
@@ -48,7 +51,7 @@ pub struct NewPackRun {
     /// The pack.
     #[schema(value_type = schema::Name)]
     pub pack: String,
-    /// The version; the newest without.
+    /// The version; without, the newest that is not archived.
     #[schema(minimum = 1, maximum = 4_294_967_295_u32, example = 1)]
     #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,

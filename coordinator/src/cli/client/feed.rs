@@ -42,6 +42,8 @@ pub enum Happened {
 pub struct Feed<'c> {
     client: &'c Client,
     run: String,
+    /// No entries are wanted from before it.
+    since: Option<String>,
     response: Option<Response>,
     parser: Parser,
     last_id: Option<String>,
@@ -54,12 +56,13 @@ pub struct Feed<'c> {
 }
 
 impl<'c> Feed<'c> {
-    /// The feed of a pack run from its start.
+    /// The feed of a pack run from its start, without log entries from before `since`.
     #[must_use]
-    pub fn new(client: &'c Client, run: PackRunId) -> Self {
+    pub fn new(client: &'c Client, run: PackRunId, since: Option<Timestamp>) -> Self {
         Self {
             client,
             run: run.to_string(),
+            since: since.map(|since| since.to_string()),
             response: None,
             parser: Parser::default(),
             last_id: None,
@@ -144,7 +147,9 @@ impl<'c> Feed<'c> {
         if let Some(id) = self.last_id.as_ref().and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert("last-event-id", id);
         }
-        let why = match self.client.open(&["v1", "pack-runs", &self.run, "stream"], headers).await {
+        let path = ["v1", "pack-runs", &self.run, "stream"];
+        let since = self.since.as_deref().map(|since| ("since", since));
+        let why = match self.client.open(&path, since.as_slice(), headers).await {
             Ok(response) if response.status() == StatusCode::NO_CONTENT => {
                 return Err(misread(&"the feed ended without saying how"));
             }

@@ -1,10 +1,11 @@
 //! `packrun artifacts`: the files that a pack run left, and getting them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use packrun_protocol::id::PackRunId;
+use packrun_protocol::name::JobKey;
 use serde_json::Value;
 
 use super::download;
@@ -32,7 +33,7 @@ pub(in crate::cli) enum ArtifactsCommand {
     Get {
         /// The pack run's id, or the start or the end of it
         run: String,
-        /// Only the files of a job, or one file or folder of it: JOB is its name or key
+        /// Only the files of a job, or one file or folder of it: JOB is its name, its key, or the start of one
         #[arg(value_name = "JOB[/PATH]")]
         what: Option<String>,
         /// The folder to put them in; made if it is missing
@@ -131,13 +132,38 @@ fn choose(all: Vec<Artifact>, what: Option<&str>) -> Result<Chosen, Error> {
     let of_job = |file: &&Artifact| {
         [file.key.as_str(), file.key.job()].into_iter().any(|job| is_meant(what, job, file))
     };
-    let files: Vec<_> = newest.values().filter(of_job).cloned().collect();
+    let mut files: Vec<_> = newest.values().filter(of_job).cloned().collect();
+    if files.is_empty() {
+        files = of_one_key(what, &newest.values().cloned().collect::<Vec<_>>())?;
+    }
     if files.is_empty() {
         return Err(Error::invalid(format!("the pack run left nothing that `{what}` names"))
             .hint("`packrun artifacts list RUN` shows what it left"));
     }
     let by_key = files.iter().any(|file| Some(&file.key) != files.first().map(|first| &first.key));
     Ok(Chosen { files, by_key })
+}
+
+/// What `what` stands for with the start of a key in place of a job, if that is the start of only one.
+fn of_one_key(what: &str, all: &[Artifact]) -> Result<Vec<Artifact>, Error> {
+    let start = what.split_once('/').map_or(what, |(start, _)| start);
+    if all.iter().any(|file| file.key.job() == start) {
+        return Ok(Vec::new());
+    }
+    let keys: BTreeSet<&JobKey> = all.iter().map(|file| &file.key).collect();
+    let meant = keys.into_iter().filter(|key| !start.is_empty() && key.as_str().starts_with(start));
+    match *meant.collect::<Vec<_>>().as_slice() {
+        [] => Ok(Vec::new()),
+        [key] => {
+            let wanted = |file: &&Artifact| file.key == *key && is_meant(what, start, file);
+            Ok(all.iter().filter(wanted).cloned().collect())
+        }
+        ref several => {
+            let keys: Vec<_> = several.iter().map(|key| key.as_str()).collect();
+            Err(Error::invalid(format!("`{start}` stands for more than one job run that left files"))
+                .hint(format!("write more of one of these: {}", keys.join(", "))))
+        }
+    }
 }
 
 /// Whether `what` is the job, or the job with a file's path, name, or a folder that it lies in.
@@ -189,8 +215,18 @@ mod tests {
         assert_eq!(chosen(Some("test")).unwrap(), (tests.into(), true));
         let one = ("test[os=linux/x86]#1:report.xml".to_owned(), false);
         assert_eq!(chosen(Some("test[os=linux/x86]/report.xml")).unwrap(), one);
-        for nothing in ["comp", "compile/targ", "test/x", "", "/"] {
-            assert!(chosen(Some(nothing)).is_err(), "{nothing}");
+        assert_eq!(chosen(Some("comp")).unwrap(), (compile.into(), false));
+        assert_eq!(chosen(Some("comp/target/app")).unwrap(), ("compile#2:target/app".into(), false));
+        assert_eq!(
+            chosen(Some("test[os=linux/x")).unwrap_err().hints.len(),
+            1,
+            "a slash ends the start of a key"
+        );
+        for nothing in ["mpile", "comp/targ", "compile/targ", "test/x", "", "/"] {
+            let error = chosen(Some(nothing)).unwrap_err();
+            assert!(error.message.contains("left nothing"), "{nothing}: {error}");
         }
+        let several = chosen(Some("te")).unwrap_err();
+        assert!(several.to_string().contains("test[os=linux/arm], test[os=linux/x86]"), "{several}");
     }
 }

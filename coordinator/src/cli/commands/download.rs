@@ -127,7 +127,7 @@ async fn receive(
     let run = run.to_string();
     let path = ["v1", "pack-runs", &run, "artifacts", artifact.key.as_str()];
     let path: Vec<_> = path.into_iter().chain(artifact.path.as_str().split('/')).collect();
-    let mut response = match client.open(&path, headers).await {
+    let mut response = match client.open(&path, &[], headers).await {
         Ok(response) => response,
         Err(Failure::Lost(why)) => return Ok(Some(why)),
         Err(Failure::Refused(Refusal::Passing(error))) => return Ok(Some(error.message)),

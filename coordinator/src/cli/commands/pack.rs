@@ -8,12 +8,13 @@ use super::diff;
 use crate::api::types::{PackContent, PackVersion};
 use crate::cli::Session;
 use crate::cli::args::PackRef;
-use crate::cli::client::{Answer, Client};
+use crate::cli::client::{Answer, Client, Repeat};
 use crate::cli::exit::{Error, Exit, Kind};
 use crate::cli::output::{self, Format, printable, time};
 use crate::cli::world::World;
 use crate::pack::{self, FILE_BYTES_MAX};
 use clap::Subcommand;
+use packrun_protocol::name::Name;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum PackCommand {
@@ -23,13 +24,22 @@ pub(in crate::cli) enum PackCommand {
         /// The pack file: .yaml, .yml, .toml or .json
         file: PathBuf,
     },
-    /// List the packs, each with its newest version
-    #[command(after_help = "Example:\n  packrun pack list --output json")]
-    List,
+    /// List the packs, each with the version that is run when none is named; or all versions of a pack
+    #[command(
+        after_help = "Example:\n  packrun pack list\n  packrun pack list build --archived --output json"
+    )]
+    List {
+        /// The pack whose versions are wanted
+        #[arg(value_name = "NAME")]
+        pack: Option<Name>,
+        /// Also what is archived
+        #[arg(long)]
+        archived: bool,
+    },
     /// Show a version of a pack
     #[command(after_help = "Example:\n  packrun pack show build@2 --source > build.yaml")]
     Show {
-        /// The pack, the newest version unless one is given
+        /// The pack, the newest version that is not archived unless one is given
         #[arg(value_name = "NAME[@V]")]
         pack: PackRef,
         /// Print the file as it was registered
@@ -45,6 +55,21 @@ pub(in crate::cli) enum PackCommand {
         /// The newer version
         #[arg(value_name = "NAME@B")]
         new: PackRef,
+    },
+    /// Let nobody run a pack any more, or one version of it; what it ran is kept, and what runs goes on
+    #[command(after_help = "Example:\n  packrun pack archive build@2\n
+The next `packrun pack register` of an archived pack makes a version that is not archived.")]
+    Archive {
+        /// The pack with all its versions, or one version
+        #[arg(value_name = "NAME[@V]")]
+        pack: PackRef,
+    },
+    /// Let an archived pack be run again, or one version of it
+    #[command(after_help = "Example:\n  packrun pack unarchive build@2")]
+    Unarchive {
+        /// The pack with all its versions, or one version
+        #[arg(value_name = "NAME[@V]")]
+        pack: PackRef,
     },
     /// Find the faults of a pack file, without a coordinator
     #[command(after_help = "Example:\n  packrun pack check build.yaml")]
@@ -66,18 +91,16 @@ impl PackCommand {
                     format!("{name}@{version} {digest}")
                 })?;
             }
-            Self::List => {
-                let packs = session.client(world)?.list::<PackVersion>(&["v1", "packs"], &[]).await?;
-                let rows = packs.value.iter().map(|pack| {
-                    [
-                        pack.name.to_string(),
-                        pack.version.to_string(),
-                        time(pack.registered_at),
-                        pack.digest.to_string(),
-                    ]
-                });
+            Self::List { pack, archived } => {
+                let query = archived.then_some(("archived", "true"));
+                let path = match &pack {
+                    Some(pack) => vec!["v1", "packs", pack.as_str(), "versions"],
+                    None => vec!["v1", "packs"],
+                };
+                let packs = session.client(world)?.list::<PackVersion>(&path, query.as_slice()).await?;
                 output::show(world, session.format, &packs.body, |color| {
-                    output::table(["PACK", "VERSION", "REGISTERED", "DIGEST"], rows, color)
+                    let rows = packs.value.iter().map(row);
+                    output::table(["PACK", "VERSION", "STATE", "REGISTERED", "DIGEST"], rows, color)
                 })?;
             }
             Self::Show { pack, source } => {
@@ -97,6 +120,8 @@ impl PackCommand {
                 let text = shown(world, &text);
                 world.out.raw(diff::painted(&text, world.out.color).as_bytes())?;
             }
+            Self::Archive { pack } => archive(session, world, &pack, "archive", "archived").await?,
+            Self::Unarchive { pack } => archive(session, world, &pack, "unarchive", "not archived").await?,
             Self::Check { file } => {
                 let (format, content) = read(&file)?;
                 let pack = pack::check(format, &content)
@@ -153,6 +178,41 @@ async fn content(client: &Client, pack: &PackRef) -> Result<Answer<PackContent>,
     }
 }
 
+async fn archive(
+    session: &Session,
+    world: &mut World<'_>,
+    PackRef { name, version }: &PackRef,
+    verb: &str,
+    done: &str,
+) -> Result<(), Error> {
+    let number = version.map(|version| version.to_string());
+    let path = match &number {
+        Some(number) => vec!["v1", "packs", name.as_str(), "versions", number, verb],
+        None => vec!["v1", "packs", name.as_str(), verb],
+    };
+    let client = session.client(world)?;
+    let answer = client.post::<PackVersion>(&path, &serde_json::json!({}), Repeat::Always).await?;
+    output::show(world, session.format, &answer.body, |_| match version {
+        Some(version) => format!("{name}@{version} is {done}"),
+        None => format!("{name}, up to version {}, is {done}", answer.value.version),
+    })
+}
+
+/// What a version is called that may be run, or not.
+fn state(version: &PackVersion) -> &'static str {
+    if version.archived { "archived" } else { "active" }
+}
+
+fn row(version: &PackVersion) -> [String; 5] {
+    [
+        version.name.to_string(),
+        version.version.to_string(),
+        state(version).to_owned(),
+        time(version.registered_at),
+        version.digest.to_string(),
+    ]
+}
+
 fn described(content: &PackContent) -> String {
     let version = &content.version;
     let definition = serde_json::to_string_pretty(&content.definition).unwrap_or_default();
@@ -160,6 +220,7 @@ fn described(content: &PackContent) -> String {
     let fields = output::fields(&[
         ("Pack", version.name.to_string()),
         ("Version", version.version.to_string()),
+        ("State", state(version).to_owned()),
         ("Digest", version.digest.to_string()),
         ("Format", version.media_type.clone()),
         ("Registered", time(version.registered_at)),

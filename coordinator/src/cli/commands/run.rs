@@ -18,7 +18,7 @@ use crate::cli::world::World;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  packrun run build@3 --param profile=debug --follow")]
 pub(in crate::cli) struct RunArgs {
-    /// The pack, the newest version unless one is given
+    /// The pack, the newest version that is not archived unless one is given
     #[arg(value_name = "NAME[@V]")]
     pack: PackRef,
     /// A parameter's value; may be given for each parameter
@@ -37,7 +37,7 @@ pub(in crate::cli) struct Until {
     /// Show everything that happens, to its end; the exit code tells how it ended
     #[arg(long, conflicts_with = "wait")]
     follow: bool,
-    /// Wait for its end and show only that; the exit code tells how it ended
+    /// Wait for its end in silence; the exit code tells how it ended
     #[arg(long)]
     wait: bool,
     /// Print its id and leave it to itself (the default)

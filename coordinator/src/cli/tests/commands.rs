@@ -8,7 +8,7 @@ const TOKEN: &str = "0193c5e2-0000-7000-8000-0000000000cc";
 
 fn version(version: u32) -> Value {
     json!({"name": "build", "version": version, "digest": DIGEST, "media_type": "application/yaml",
-        "registered_at": "2026-01-31T10:00:00Z"})
+        "registered_at": "2026-01-31T10:00:00Z", "archived": version == 1})
 }
 
 fn content(number: u32, source: &str) -> Value {
@@ -28,6 +28,24 @@ fn token() -> Value {
     json!({"id": TOKEN, "role": "operator", "state": "active", "created_at": "2026-01-30T10:00:00Z", "expires_at": null})
 }
 
+/// A job run at its second attempt.
+fn job_run() -> Value {
+    let attempt = |number: u32, state: &str, started: &str| {
+        json!({"number": number, "state": state, "agent": "builder-1", "agent_id": AGENT, "signal": null,
+            "assigned_at": started, "started_at": started, "ended_at": null, "duration_seconds": null,
+            "exit_code": null, "reason": null, "entries": null})
+    };
+    let mut first = attempt(1, "failed", "2026-01-31T11:00:01Z");
+    first["duration_seconds"] = 4.5.into();
+    first["signal"] = 9.into();
+    first["reason"] = "out of memory".into();
+    first["entries"] = 12.into();
+    let mut job_run = pack_run("running")["job_runs"][0].clone();
+    job_run["state"] = "running".into();
+    job_run["attempts"] = json!([first, attempt(2, "running", "2026-01-31T11:59:00Z")]);
+    job_run
+}
+
 /// A coordinator with some of everything.
 async fn coordinator() -> Scripted {
     let run = format!("/v1/pack-runs/{RUN}");
@@ -39,6 +57,10 @@ async fn coordinator() -> Scripted {
         ("GET /v1/packs/build".into(), content(2, "name: build\njobs: b\n")),
         ("GET /v1/packs/build/versions/1".into(), content(1, "name: build\njobs: a\n")),
         ("GET /v1/packs/build/versions/2".into(), content(2, "name: build\njobs: b\n")),
+        ("GET /v1/packs/build/versions?archived=true".into(), page(json!([version(2), version(1)]))),
+        ("POST /v1/packs/build/versions/1/archive".into(), version(1)),
+        ("POST /v1/packs/build/archive".into(), version(2)),
+        ("POST /v1/packs/build/unarchive".into(), version(2)),
         ("POST /v1/pack-runs".into(), pack_run("pending")),
         ("GET /v1/pack-runs?limit=500".into(), page(json!([pack_run("failed")]))),
         (
@@ -47,6 +69,8 @@ async fn coordinator() -> Scripted {
         ),
         (format!("GET {run}"), pack_run("failed")),
         (format!("POST {run}/cancel"), pack_run("running")),
+        (format!("GET /v1/runs/{JOB_RUN}"), job_run()),
+        (format!("POST /v1/runs/{LINT}/cancel"), job_run()),
         (format!("POST {run}/retry"), pack_run("pending")),
         (
             format!("GET {run}/artifacts"),
@@ -81,20 +105,35 @@ async fn lists_and_single_things_are_shown_for_people() {
         (
             &["pack", "list"][..],
             format!(
-                "PACK   VERSION  REGISTERED            DIGEST\nbuild  2        2026-01-31T10:00:00Z  {DIGEST}\n"
+                "PACK   VERSION  STATE   REGISTERED            DIGEST\nbuild  2        active  2026-01-31T10:00:00Z  {DIGEST}\n"
             ),
         ),
         (&["pack", "show", "build@1", "--source"], "name: build\njobs: a\n".into()),
         (
             &["pack", "show", "build"],
             format!(
-                "Pack:       build\nVersion:    2\nDigest:     {DIGEST}\nFormat:     application/yaml\nRegistered: 2026-01-31T10:00:00Z\n\n{{\n  \"name\": \"build\"\n}}\n"
+                "Pack:       build\nVersion:    2\nState:      active\nDigest:     {DIGEST}\nFormat:     application/yaml\nRegistered: 2026-01-31T10:00:00Z\n\n{{\n  \"name\": \"build\"\n}}\n"
             ),
         ),
         (
             &["pack", "diff", "build@1", "build@2"],
             "--- build@1\n+++ build@2\n@@ -1,2 +1,2 @@\n name: build\n-jobs: a\n+jobs: b\n".into(),
         ),
+        (
+            &["pack", "show", "build@1"],
+            format!(
+                "Pack:       build\nVersion:    1\nState:      archived\nDigest:     {DIGEST}\nFormat:     application/yaml\nRegistered: 2026-01-31T10:00:00Z\n\n{{\n  \"name\": \"build\"\n}}\n"
+            ),
+        ),
+        (
+            &["pack", "list", "build", "--archived"],
+            format!(
+                "PACK   VERSION  STATE     REGISTERED            DIGEST\nbuild  2        active    2026-01-31T10:00:00Z  {DIGEST}\nbuild  1        archived  2026-01-31T10:00:00Z  {DIGEST}\n"
+            ),
+        ),
+        (&["pack", "archive", "build@1"], "build@1 is archived\n".into()),
+        (&["pack", "archive", "build"], "build, up to version 2, is archived\n".into()),
+        (&["pack", "unarchive", "build"], "build, up to version 2, is not archived\n".into()),
         (&["run", "build@2", "--detach"], format!("{RUN}\n")),
         (
             &["runs", "list", "--pack", "build", "--state", "failed", "--limit", "5"],
@@ -108,6 +147,13 @@ async fn lists_and_single_things_are_shown_for_people() {
                 "Run:        {RUN}\nPack:       build@2\nCreated:    2026-01-31T11:00:00Z\nEnded:      2026-01-31T11:01:03Z\nParameters: profile=debug\n\nJOB      STATE      AGENT      ATTEMPT  DURATION  EXIT  REASON\ncompile  succeeded  builder-1  1        1m 02s    0     -\nlint     failed     builder-1  1        1m 02s    3     exit code 3\npack run {RUN} failed after 1m 03s\nrepeat what failed: packrun runs retry {RUN} --failed\n"
             ),
         ),
+        (
+            &["runs", "show", RUN, "--job", "comp"],
+            format!(
+                "Job run: {JOB_RUN}\nKey:     compile\nRun:     {RUN}\nState:   running\nSince:   2026-01-31T11:00:01Z\n\nATTEMPT  STATE    AGENT      STARTED               DURATION  EXIT      LINES  REASON\n1        failed   builder-1  2026-01-31T11:00:01Z  4.5s      signal 9  12     out of memory\n2        running  builder-1  2026-01-31T11:59:00Z  1m 00s    -         -      -\n"
+            ),
+        ),
+        (&["runs", "cancel", RUN, "--job", "lint"], "job run lint is being canceled\n".into()),
         (&["runs", "cancel", RUN], format!("pack run {RUN} is being canceled\n")),
         (&["runs", "retry", RUN, "--failed"], format!("{RUN}\n")),
         (
@@ -155,7 +201,8 @@ async fn lists_and_single_things_are_shown_for_people() {
 #[tokio::test]
 async fn json_is_the_body_as_it_came() {
     let body = "{\"items\" : [],\"next_cursor\":null, \"z\":1, \"a\":2}";
-    let coordinator = Scripted::start(move |_, _| body.into_response()).await;
+    let answer = move |_: &Asked, _| ([("content-type", "application/json")], body).into_response();
+    let coordinator = Scripted::start(answer).await;
     for args in [
         &["pack", "list"][..],
         &["runs", "list"],
@@ -231,6 +278,7 @@ async fn what_is_meant_by_a_prefix_must_be_one() {
         (&["runs", "show", "latest"], "4 or more characters"),
         (&["tokens", "revoke", "dead"], "there is no token `dead`"),
         (&["logs", RUN, "--job", "tset"], "has no job `tset`\nhint: its jobs: compile, lint"),
+        (&["runs", "show", RUN, "--job", "0193c5e2"], "write more of one of these: compile, lint"),
     ] {
         let ran = coordinator.run(args).await;
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{args:?}");
@@ -277,12 +325,16 @@ async fn logs_are_paged_to_what_there_is() {
     };
     let logs = format!("GET /v1/pack-runs/{RUN}/logs");
     let first = json!([entry(0, 40, "compile"), entry(1, 55, "lint")]);
+    let late = page(json!([entry(1, 55, "lint"), entry(2, 56, "compile")]));
     let coordinator = Scripted::with([
         (format!("GET /v1/pack-runs/{RUN}"), pack_run("running")),
         (logs.clone(), json!({"items": first, "next_cursor": "c1"})),
         (format!("{logs}?cursor=c1"), json!({"items": [entry(2, 56, "compile")], "next_cursor": "c2"})),
         (format!("{logs}?cursor=c2"), json!({"items": [], "next_cursor": "c2"})),
         (format!("{logs}?job=compile"), json!({"items": [entry(0, 40, "compile")], "next_cursor": null})),
+        (format!("{logs}?since=2026-01-31T11%3A50%3A00.000000Z"), late.clone()),
+        (format!("{logs}?tail=2"), late),
+        (format!("{logs}?job=lint&tail=1"), page(json!([entry(1, 55, "lint")]))),
     ])
     .await;
     let all = coordinator.run(&["logs", RUN]).await;
@@ -292,7 +344,12 @@ async fn logs_are_paged_to_what_there_is() {
         late.out,
         "2026-01-31T11:55:00.000000Z lint    | line 1\n2026-01-31T11:56:00.000000Z compile | line 2\n"
     );
-    assert_eq!(coordinator.run(&["logs", RUN, "--job", "compile"]).await.out, "line 0\n");
+    for job in ["compile", "comp"] {
+        assert_eq!(coordinator.run(&["logs", RUN, "--job", job]).await.out, "line 0\n", "{job}");
+    }
+    let last = coordinator.run(&["logs", RUN, "--tail", "2"]).await;
+    assert_eq!(last.out, "lint    | line 1\ncompile | line 2\n");
+    assert_eq!(coordinator.run(&["logs", RUN, "--job", "lint", "--tail", "1"]).await.out, "line 1\n");
 }
 
 #[tokio::test]

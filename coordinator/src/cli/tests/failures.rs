@@ -81,8 +81,10 @@ async fn breaking(breaks: usize, body: Value) -> (String, tokio::task::JoinHandl
             requests.push(String::from_utf8_lossy(&request).into_owned());
             if count == breaks {
                 let body = body.to_string();
-                let head =
-                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 connection.write_all((head + &body).as_bytes()).await.unwrap();
                 break;
             }

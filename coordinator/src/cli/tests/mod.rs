@@ -158,13 +158,14 @@ impl Invocation {
 
 const RUN: &str = "0193c5e2-0000-7000-8000-000000000001";
 const JOB_RUN: &str = "0193c5e2-0000-7000-8000-00000000000a";
+const LINT: &str = "0193c5e2-0000-7000-8000-00000000000b";
 const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
 /// A pack run of the jobs `compile` and `lint`, in this state.
 fn pack_run(state: &str) -> Value {
-    let job = |key: &str, state: &str, exit: Option<u8>, reason: Option<&str>| {
+    let job = |id: &str, key: &str, state: &str, exit: Option<u8>, reason: Option<&str>| {
         json!({
-            "id": JOB_RUN, "pack_run": RUN, "key": key, "job": key, "matrix": {}, "state": state,
+            "id": id, "pack_run": RUN, "key": key, "job": key, "matrix": {}, "state": state,
             "since": "2026-01-31T11:00:01Z", "reason": reason, "attempt": 1, "agent": "builder-1",
             "started_at": "2026-01-31T11:00:01Z", "ended_at": "2026-01-31T11:01:03Z",
             "duration_seconds": 62.0, "exit_code": exit, "signal": null, "reused_from": null,
@@ -175,7 +176,8 @@ fn pack_run(state: &str) -> Value {
         "params": {"profile": "debug"}, "retry_of": null, "created_at": "2026-01-31T11:00:00Z",
         "since": "2026-01-31T11:01:03Z", "ended_at": "2026-01-31T11:01:03Z",
         "job_runs": [
-            job("compile", "succeeded", Some(0), None), job("lint", "failed", Some(3), Some("exit code 3")),
+            job(JOB_RUN, "compile", "succeeded", Some(0), None),
+            job(LINT, "lint", "failed", Some(3), Some("exit code 3")),
         ],
     })
 }

@@ -1,5 +1,5 @@
-//! Tests of the core, a file a topic: [`scenarios`], [`tokens`], [`leases`] and [`overdue`] to learn from, [`job_table`] and [`restore`] for what can't
-//! be seen from outside, [`properties`] for everything at random. [`make`] makes values, [`store`] keeps the rows
+//! Tests of the core, a file a topic: [`scenarios`], [`registry`], [`tokens`], [`leases`] and [`overdue`] to learn
+//! from, [`job_table`] and [`restore`] for what can't be seen from outside, [`properties`] for everything at random. [`make`] makes values, [`store`] keeps the rows
 //! as a store would, [`rules`] says what they must look like, [`world`] puts agents round a core.
 
 mod job_table;
@@ -7,6 +7,7 @@ mod leases;
 pub(crate) mod make;
 mod overdue;
 mod properties;
+mod registry;
 mod restore;
 mod rules;
 mod scale;

@@ -23,6 +23,7 @@ use crate::core::plan::When;
 /// One random operation; the numbers choose among what is there.
 #[derive(Debug, Clone)]
 enum Op {
+    Archive(u8),
     Advance(u16),
     CancelJobRun(u16),
     CancelRun(u16),
@@ -52,6 +53,7 @@ fn op() -> impl Strategy<Value = Op> {
     let job = (any::<u8>(), 0..6_u8, any::<bool>(), 1..4_u32, any::<bool>(), 1..4_u32, 0..8_u8);
     let verdict = proptest::sample::select(&VERDICTS[..]);
     prop_oneof![
+        1 => any::<u8>().prop_map(Op::Archive),
         3 => (0..200_u16).prop_map(Op::Advance),
         1 => any::<u16>().prop_map(Op::CancelJobRun),
         1 => any::<u16>().prop_map(Op::CancelRun),
@@ -150,6 +152,7 @@ impl Play {
         let world = &mut self.world;
         match op {
             Op::Advance(seconds) => world.advance(Duration::from_secs(seconds.into())),
+            Op::Archive(choice) => self.archive(choice),
             Op::CancelJobRun(choice) => {
                 let job_run = job_run_id(u32::from(choice) % self.job_runs.max(1));
                 let ended = world.live.state(job_run).is_terminal() || self.job_runs == 0;
@@ -210,6 +213,19 @@ impl Play {
                 self.world.agents.get_mut(&agent).unwrap().session = None;
             }
         }
+    }
+
+    /// Versions come, are archived and come back, of a pack that nobody runs.
+    fn archive(&mut self, choice: u8) {
+        let name = make::name("shelf");
+        let command = match choice % 4 {
+            0 => make::register("shelf", &[choice]),
+            kind => {
+                let version = Some(u32::from(choice) / 8 % 4).filter(|version| *version > 0);
+                Command::ArchivePack { name, version, archived: kind < 3 }
+            }
+        };
+        let _ = self.world.command(command);
     }
 
     fn create(&mut self, seeds: &[JobSpecSeed], key: Option<u8>) {

@@ -10,14 +10,15 @@ use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::JobRunState;
 
 use crate::core::change::{
-    AgentRow, ArtifactRow, AttemptRow, Change, FeedEntry, FeedRow, JobRunRow, LogRow, PackRunRow,
-    PackVersionRow, ProgressRow, TokenRow,
+    AgentRow, ArtifactRow, AttemptRow, Change, FeedEntry, FeedRow, JobRunRow, LogRow, PackArchiveRow,
+    PackRunRow, PackVersionRow, ProgressRow, TokenRow,
 };
 use crate::core::{LiveRun, PackHead, Rows};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Store {
     pub(super) packs: BTreeMap<(Name, u32), PackVersionRow>,
+    pub(super) archived: BTreeMap<Name, PackArchiveRow>,
     pub(super) runs: BTreeMap<PackRunId, Arc<PackRunRow>>,
     pub(super) progress: BTreeMap<PackRunId, ProgressRow>,
     pub(super) job_runs: BTreeMap<JobRunId, JobRunRow>,
@@ -84,6 +85,9 @@ impl Store {
                 let old = self.logs.insert(row.attempt, row);
                 assert!(old.is_none(), "the log of an attempt kept twice");
             }
+            Change::PackArchive(row) => {
+                self.archived.insert(row.name.clone(), row);
+            }
             Change::PackVersion(row) => {
                 let versions = self.packs.keys().filter(|(name, _)| *name == row.name).count();
                 assert_eq!(versions + 1, row.version as usize, "versions are numbered 1, 2 …");
@@ -123,7 +127,13 @@ impl Store {
 
     /// What a restart reads.
     pub(super) fn rows(&self) -> Rows {
-        let head = |row: &PackVersionRow| PackHead { version: row.version, digest: row.digest };
+        let archived =
+            |name: &Name| self.archived.get(name).map(|row| row.archived.clone()).unwrap_or_default();
+        let head = |row: &PackVersionRow| PackHead {
+            version: row.version,
+            digest: row.digest,
+            archived: archived(&row.name),
+        };
         Rows {
             packs: self.packs.values().map(|row| (row.name.clone(), head(row))).collect(),
             agents: self.agents.values().cloned().collect(),

@@ -151,6 +151,8 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     world.run_to_the_end(ended[0], Verdict::Succeeded);
     world.run_to_the_end(ended[1], Verdict::Failed);
     let (live, job_runs) = world.create(None);
+    world.command(Command::ArchivePack { name: name("pack"), version: None, archived: true });
+    world.command(Command::ArchivePack { name: name("pack"), version: Some(2), archived: false });
     world.commit_all(&store, &mut lease).await;
     drop(store);
 
@@ -159,7 +161,8 @@ async fn everything_that_was_committed_is_there_after_a_restart() {
     assert_eq!(next.epoch().0, lease.epoch().0 + 1);
     let rows = store.load().await.unwrap();
     assert_eq!(rows.runs.iter().map(|run| run.row.id).collect::<Vec<_>>(), [live], "only what is live");
-    assert_eq!(rows.packs[&name("pack")].version, 2);
+    let head = &rows.packs[&name("pack")];
+    assert_eq!((head.version, head.archived.newest_other(2), head.archived.contains(1)), (2, Some(2), true));
     assert_eq!(rows.agents[0].id, world.agent);
     let (core, quarantined) = Core::restore(Config::default(), next.epoch(), Timestamp::default(), rows);
     assert_eq!(quarantined, []);

@@ -95,6 +95,80 @@ async fn pages_of_every_size_are_the_same_list_in_chronological_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_lines_and_those_since_a_time_are_the_end_of_the_whole() {
+    let stage = Stage::new().await;
+    let run = stage.run(&JOBS).await;
+    let mut agent = stage.agent("builder", 4).await;
+    play(&stage, run, &mut agent).await;
+    for live in [true, false] {
+        let first = stage.json(&path(run)).await;
+        let whole = first["items"].as_array().unwrap().clone();
+        assert_eq!((whole.len(), first["next_cursor"].is_string()), (40, live));
+        for lines in [1, 2, 9, 39, 40, 41, 100_000] {
+            let tail = stage.json(&format!("{}?tail={lines}", path(run))).await;
+            assert_eq!(
+                tail["items"].as_array().unwrap(),
+                &whole[40_usize.saturating_sub(lines)..],
+                "{lines}"
+            );
+        }
+        let none = stage.json(&format!("{}?tail=0", path(run))).await;
+        assert_eq!((none["items"].as_array().unwrap().len(), none["next_cursor"].is_string()), (0, live));
+        if let Some(cursor) = none["next_cursor"].as_str() {
+            let rest = stage.json(&format!("{}?cursor={cursor}", path(run))).await;
+            assert_eq!(rest["items"].as_array().unwrap().len(), 0, "only what is still to come");
+        }
+        let later = stage.json(&format!("{}?since=2999-01-01T00:00:00Z", path(run))).await;
+        assert_eq!(later["items"].as_array().unwrap().len(), 0);
+        if let Some(cursor) = later["next_cursor"].as_str() {
+            assert_eq!(stage.get(&format!("{}?cursor={cursor}", path(run))).await.status(), StatusCode::OK);
+        }
+        let time = whole[17]["time"].as_str().unwrap();
+        let first = whole.iter().position(|entry| entry["time"] == time).unwrap();
+        let since = stage.json(&format!("{}?since={time}&tail=100", path(run))).await;
+        assert_eq!(since["items"].as_array().unwrap(), &whole[first..]);
+        let of_lint: Vec<_> = whole.iter().filter(|entry| entry["key"] == "lint").cloned().collect();
+        let paged = format!("{}?job=lint&tail=4&limit=3", path(run));
+        let tail = stage.json(&paged).await;
+        assert_eq!(tail["items"].as_array().unwrap(), &of_lint[6..9]);
+        let cursor = tail["next_cursor"].as_str().unwrap();
+        let rest = stage.json(&format!("{}?job=lint&limit=3&cursor={cursor}", path(run))).await;
+        assert_eq!(rest["items"].as_array().unwrap(), &of_lint[9..]);
+        for wrong in
+            [format!("tail=1&cursor={cursor}"), "tail=100001".into(), "tail=-1".into(), "since=1".into()]
+        {
+            let refused = stage.get(&format!("{}?{wrong}", path(run))).await;
+            assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "{wrong}");
+        }
+        if live {
+            stage.close(run).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_in_pieces_counts_once_among_the_last() {
+    let stage = Stage::new().await;
+    let run = stage.run(&[("job", &[], 1, 1)]).await;
+    let mut agent = stage.agent("builder", 1).await;
+    let given = agent.given().await.remove(0);
+    agent.start(&given).await;
+    let said = [(false, "one"), (true, "t"), (true, "w"), (false, "o"), (false, "three"), (true, "prompt: ")];
+    for (continued, text) in said {
+        let next = stage.app.logs.progress(given.attempt).unwrap().borrow().readable;
+        let mut block = BlockBuilder::new(given.attempt, next);
+        block.push(stage.app.clock.now(), LogStream::Stdout, continued, text.as_bytes()).unwrap();
+        stage.app.logs.append(block.finish().unwrap()).await.unwrap();
+    }
+    for (lines, first) in [(1, 5), (2, 4), (3, 1), (4, 0), (5, 0)] {
+        let page = stage.json(&format!("{}?tail={lines}", path(run))).await;
+        assert_eq!(page["items"][0]["text"], said[first].1, "{lines}");
+    }
+    agent.end(given.attempt, Verdict::Succeeded, 0).await;
+    wait_for_end(&stage, run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn text_and_ndjson_say_the_same_with_the_next_page_in_a_link() {
     let stage = Stage::new().await;
     let run = stage.run(&[("job", &[], 1, 1)]).await;

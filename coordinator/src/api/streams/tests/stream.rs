@@ -82,6 +82,12 @@ async fn a_stream_tells_all_while_it_happens_and_resumes_behind_every_event() {
 
     let whole = stage.events(&path(run), None).await.rest().await;
     check(&whole);
+    let lines: Vec<_> = whole.iter().filter(|event| event.name == "log").collect();
+    let since = lines[3].data["time"].as_str().unwrap();
+    let late = stage.events(&format!("{}?since={since}", path(run)), None).await.rest().await;
+    let is_late = |event: &&Seen| event.name != "log" || event.data["time"].as_str().unwrap() >= since;
+    assert_eq!(late, whole.iter().filter(is_late).cloned().collect::<Vec<_>>());
+    assert!(late.len() < whole.len());
     let mut sorted = (texts(&events), texts(&whole));
     sorted.0.sort_unstable();
     sorted.1.sort_unstable();
