@@ -41,6 +41,19 @@ pub struct Hello {
     pub epoch: Epoch,
     /// All attempts that its journal holds. The coordinator says of each whether it goes on.
     pub attempts: Bounded<HeldAttempt, { limit::HELD_ATTEMPTS_MAX }>,
+    /// How its host keeps attempts apart.
+    pub isolation: Isolation,
+}
+
+/// How a host keeps attempts apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Each attempt has a cgroup; only who may write to the host's cgroups gets out of it.
+    Cgroup,
+    /// Strays are found among the orphans.
+    #[default]
+    Subreaper,
 }
 
 /// How much an agent takes on at once.
@@ -200,6 +213,8 @@ pub struct Welcome {
     pub heartbeat: Duration,
     /// What becomes of each attempt that `Hello` reported, in its order.
     pub attempts: Bounded<(AttemptId, HeldAnswer), { limit::HELD_ATTEMPTS_MAX }>,
+    /// Those of its own labels that don't count, since their keys are granted by invitations and not to this agent.
+    pub refused: Labels,
 }
 
 /// What becomes of an attempt that an agent held when it connected.

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
+mod agents;
 mod artifacts;
 mod commands;
+mod fleet;
 mod logs;
 mod packs;
 mod runs;

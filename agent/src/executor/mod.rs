@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::thread;
 
 use packrun_protocol::block::Block;
+pub use packrun_protocol::control::Isolation;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::job::Definition;
 use packrun_protocol::name::{JobKey, Name};
@@ -33,7 +34,6 @@ use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-pub use self::tree::Isolation;
 pub use self::workspace::HostEnvironment;
 use crate::spool::Started;
 

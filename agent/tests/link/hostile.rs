@@ -1,5 +1,6 @@
 //! A coordinator that breaks the protocol harms one session or one attempt, never the agent.
 
+use crate::fake::{Fake, script};
 use packrun_agent::Stop;
 use packrun_protocol::control::{HeldAnswer, ToAgent};
 use packrun_protocol::id::Digest;
@@ -9,17 +10,6 @@ use packrun_protocol::state::Verdict;
 use packrun_protocol::stream::{
     CloseCode, Content, DownloadAnswer, FileMode, InputAnswer, StreamHeader, UploadAnswer,
 };
-use quinn::ConnectionError;
-
-use crate::fake::{Fake, Peer, script, within};
-
-/// The code that the agent closes the connection with.
-async fn closed(peer: &Peer) -> Option<CloseCode> {
-    match within(peer.connection.closed()).await {
-        ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code.into()),
-        other => panic!("{other}"),
-    }
-}
 
 #[tokio::test]
 async fn broken_frames_end_the_session_and_the_agent_comes_back_with_all_it_has() {
@@ -29,20 +19,20 @@ async fn broken_frames_end_the_session_and_the_agent_comes_back_with_all_it_has(
     peer.started(attempt).await;
     for bytes in [&u32::MAX.to_le_bytes()[..], &[4, 0, 0, 0, 255, 255, 255, 255], &[0, 0, 0, 0]] {
         peer.send.stream().write_all(bytes).await.unwrap();
-        assert_eq!(closed(&peer).await, Some(CloseCode::Protocol));
+        assert_eq!(peer.closed().await, Some(CloseCode::Protocol));
         peer = fake.meet().await;
         assert_eq!(peer.hello.attempts[0].attempt, attempt);
         peer.welcome(|_| HeldAnswer::GoOn { log_from: 0 }).await;
     }
     // An answer for attempts that were not named, and one that never comes to an end.
     peer.welcome(|_| HeldAnswer::Settled).await;
-    assert_eq!(closed(&peer).await, Some(CloseCode::Protocol));
+    assert_eq!(peer.closed().await, Some(CloseCode::Protocol));
     let mut peer = fake.meet().await;
     peer.say(ToAgent::Fence(attempt)).await;
-    assert_eq!(closed(&peer).await, Some(CloseCode::Protocol), "not before Welcome");
+    assert_eq!(peer.closed().await, Some(CloseCode::Protocol), "not before Welcome");
     let mut peer = fake.meet().await;
     peer.send.stream().finish().unwrap();
-    assert_eq!(closed(&peer).await, Some(CloseCode::Protocol));
+    assert_eq!(peer.closed().await, Some(CloseCode::Protocol));
     let mut peer = fake.meet().await;
     peer.welcome(|_| HeldAnswer::Fenced).await;
     agent.stop(Stop::Drain).await;

@@ -70,6 +70,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         ]
         .try_into()
         .unwrap(),
+        isolation: Isolation::Subreaper,
     };
     let offset = Some(ClockOffset { micros: -7, error_micros: 40 });
     vec![
@@ -97,6 +98,7 @@ pub(crate) fn to_agent() -> Vec<(&'static str, FromCoordinator)> {
         ]
         .try_into()
         .unwrap(),
+        refused: Labels::new([("gpu".to_owned(), "yes".to_owned())]).unwrap(),
     };
     let assignment = Assignment {
         attempt: attempt(),

@@ -1,15 +1,17 @@
 //! What the machine does while the coordinator listens.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use packrun_protocol::control::{Assignment, FromAgent, HeldAnswer, Ping, ToAgent, Welcome};
 use packrun_protocol::id::{AttemptId, AttemptNumber, Epoch};
 use packrun_protocol::limit;
+use packrun_protocol::name::Name;
 use packrun_protocol::state::{Outcome, Reason, Verdict};
-use packrun_protocol::time::ClockOffset;
+use packrun_protocol::time::{ClockOffset, Timestamp};
 
 use super::held::Held;
-use super::{Leave, Live, Machine, Moment, Output, RENEW_RETRY, Session};
+use super::{ANSWER_LIMIT, Leave, Machine, Moment, Output, Session};
 use crate::executor::ipc::Order;
 
 /// The heartbeat that is kept, whatever the coordinator wants.
@@ -20,6 +22,28 @@ const LEASE_MAX: Duration = Duration::from_secs(3600);
 
 /// Most pings that wait for their answer.
 const PINGS_MAX: usize = 16;
+
+/// What is known while the coordinator listens.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// What the coordinator calls the agent.
+    pub(super) name: Name,
+    pub(super) heartbeat: Duration,
+    /// When the pings that are not answered were sent, by the machine's own `sent`.
+    pub(super) pings: VecDeque<Moment>,
+    pub(super) next_ping: Timestamp,
+    /// When what the coordinator answered last was sent.
+    pub(super) answered: Moment,
+    /// Whether it said that it hands out nothing for now.
+    pub(super) drained: bool,
+}
+
+impl Live {
+    /// How long an answer to a ping may take.
+    pub(super) fn patience(&self) -> Duration {
+        3 * self.heartbeat + ANSWER_LIMIT
+    }
+}
 
 impl Machine {
     pub(super) fn welcome(&mut self, welcome: Welcome, sent: Moment, now: Moment, out: &mut Vec<Output>) {
@@ -32,9 +56,10 @@ impl Machine {
         self.lease = welcome.lease.min(LEASE_MAX);
         // Welcome answers Hello: that is as good a sign as a ping's.
         let name = welcome.name.clone();
-        let live = Live { name, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        let (pings, next_ping) = ([].into(), now.at);
+        let live = Live { name, heartbeat, pings, next_ping, answered: sent, drained: false };
         self.session = Session::Live(live);
-        out.push(Output::Welcomed(welcome.name));
+        out.push(Output::Welcomed { name: welcome.name, refused: welcome.refused });
         for (attempt, answer) in welcome.attempts.into_vec() {
             match answer {
                 HeldAnswer::GoOn { log_from } => {
@@ -54,7 +79,7 @@ impl Machine {
         match message {
             ToAgent::Assign(assignments) => {
                 for assignment in assignments {
-                    self.assign(epoch, assignment, out);
+                    self.assign(epoch, assignment, now, out);
                 }
                 self.start_waiting(now, out);
             }
@@ -77,22 +102,29 @@ impl Machine {
                 self.start_waiting(now, out);
             }
             ToAgent::Certificate(certificate) => {
-                self.renew_at = None;
-                out.push(Output::Install(certificate));
+                // One that was asked for in an earlier session may come twice.
+                if self.renewal.take_if(|renewal| renewal.is_asked()).is_some() {
+                    out.push(Output::Install(certificate));
+                }
             }
             // The coordinator hands out attempts or doesn't: people want to know, the agent need not.
-            ToAgent::Drain(drained) => out.push(Output::Drained(drained)),
+            ToAgent::Drain(drained) => {
+                if let Session::Live(live) = &mut self.session
+                    && std::mem::replace(&mut live.drained, drained) != drained
+                {
+                    out.push(Output::Drained(drained));
+                }
+            }
             // They were dealt with before.
             ToAgent::Welcome(_) | ToAgent::Goodbye { .. } | ToAgent::NotLeader(_) => {}
         }
     }
 
     pub(super) fn tick(&mut self, now: Moment, out: &mut Vec<Output>) {
-        let renews = self.renew_at.is_some_and(|time| time <= now.wall);
         match &mut self.session {
             Session::Away => {}
             Session::Greeting { sent, .. } => {
-                if sent.at + super::ANSWER_LIMIT <= now.at {
+                if sent.at + ANSWER_LIMIT <= now.at {
                     out.push(Output::Leave(Leave::Silent));
                 }
             }
@@ -103,8 +135,7 @@ impl Machine {
                 if live.next_ping <= now.at {
                     self.ping(now, out);
                 }
-                if renews {
-                    self.renew_at = Some(now.wall + RENEW_RETRY);
+                if self.renewal.as_mut().is_some_and(|renewal| renewal.ask(now.wall)) {
                     out.push(Output::Renew);
                 }
             }
@@ -121,7 +152,7 @@ impl Machine {
         }
     }
 
-    fn assign(&mut self, epoch: Epoch, assignment: Assignment, out: &mut Vec<Output>) {
+    fn assign(&mut self, epoch: Epoch, assignment: Assignment, now: Moment, out: &mut Vec<Output>) {
         let attempt = assignment.attempt;
         let of_job_run = AttemptId { job_run: attempt.job_run, number: AttemptNumber::FIRST };
         let mut known = self.held.range(of_job_run..).map(|(held, _)| held);
@@ -136,6 +167,17 @@ impl Machine {
             return out.push(Output::Leave(Leave::Protocol("more attempts than an agent can hold")));
         }
         self.waiting.retain(|(_, waiting)| waiting.attempt.job_run != attempt.job_run);
+        if let Err(error) = assignment.definition.check() {
+            self.held.insert(
+                attempt,
+                Held::ended(unstarted(Verdict::Failed, Reason::new(&error.to_string()), now)),
+            );
+            return self.report(attempt, out);
+        }
+        let running = self.held.values().filter(|held| held.outcome.is_none()).count() + self.waiting.len();
+        if running >= u32::from(self.profile.capacity.slots) as usize {
+            return out.push(Output::Leave(Leave::Protocol("more attempts than the agent has slots")));
+        }
         self.waiting.push_back((epoch, assignment));
     }
 
@@ -163,16 +205,7 @@ impl Machine {
     fn cancel(&mut self, attempt: AttemptId, reason: Reason, now: Moment, out: &mut Vec<Output>) {
         if let Some(at) = self.waiting.iter().position(|(_, waiting)| waiting.attempt == attempt) {
             self.waiting.remove(at);
-            let outcome = Outcome {
-                verdict: Verdict::Canceled,
-                exit: None,
-                reason: Some(reason),
-                ended_at: now.at,
-                ran_for: Duration::ZERO,
-                entries: 0,
-                artifacts: 0,
-            };
-            self.held.insert(attempt, Held::ended(outcome));
+            self.held.insert(attempt, Held::ended(unstarted(Verdict::Canceled, reason, now)));
             self.report(attempt, out);
         } else if self.held.get(&attempt).is_some_and(|held| held.outcome.is_none()) {
             out.push(Output::Order(Order::Cancel { attempt, reason }));
@@ -197,5 +230,18 @@ impl Machine {
         let is_new = held.acked < next_seq;
         held.acked = held.acked.max(next_seq);
         is_new
+    }
+}
+
+/// The end of an attempt that was never started.
+fn unstarted(verdict: Verdict, reason: Reason, now: Moment) -> Outcome {
+    Outcome {
+        verdict,
+        exit: None,
+        reason: Some(reason),
+        ended_at: now.at,
+        ran_for: Duration::ZERO,
+        entries: 0,
+        artifacts: 0,
     }
 }

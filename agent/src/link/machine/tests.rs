@@ -1,6 +1,6 @@
 //! What the machine says and does, case by case; `random` looks at all orders of them.
 
-use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, Slots, Welcome};
+use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, Isolation, Slots, Welcome};
 use packrun_protocol::id::{AgentId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::state::Verdict;
@@ -63,7 +63,10 @@ fn started(attempt: AttemptId) -> Record {
 fn machine() -> Machine {
     let capacity = Capacity { slots: Slots::try_from(2).unwrap(), cpu_millis: 2000, memory_bytes: 1 };
     let version = BoundedText::try_from("1").unwrap();
-    Machine::new(Profile { version, labels: Labels::default(), capacity }, EPOCH)
+    Machine::new(
+        Profile { version, labels: Labels::default(), capacity, isolation: Isolation::Subreaper },
+        EPOCH,
+    )
 }
 
 fn frame(message: ToAgent) -> Input {
@@ -78,6 +81,7 @@ fn welcome(attempts: Vec<(AttemptId, HeldAnswer)>) -> ToAgent {
         lease: Duration::from_secs(60),
         heartbeat: Duration::from_secs(5),
         attempts: attempts.try_into().unwrap(),
+        refused: Labels::default(),
     })
 }
 
@@ -285,16 +289,23 @@ fn draining_is_said_once_and_also_when_it_began_during_the_greeting() {
 #[test]
 fn a_certificate_is_asked_for_until_it_comes() {
     let mut machine = live(0);
-    machine.handle(Input::RenewAt(moment(1_000).at), moment(0));
+    let pem = BoundedText::try_from("new").unwrap();
+    let certificate = || frame(ToAgent::Certificate(pem.clone()));
+    let again = Duration::from_secs(60);
+    machine.handle(Input::RenewAt { at: moment(1_000).at, again }, moment(0));
     assert!(machine.handle(Input::Tick, moment(999)).is_empty());
+    assert!(machine.handle(certificate(), moment(999)).is_empty(), "nobody has asked for it");
     assert_eq!(machine.handle(Input::Tick, moment(1_000)), [Output::Renew]);
     assert!(!machine.handle(Input::Tick, moment(1_001)).contains(&Output::Renew));
     pong(&mut machine, 0, 1_002);
     machine.handle(Input::Tick, moment(60_000));
     assert!(machine.handle(Input::Tick, moment(61_000)).contains(&Output::Renew));
-    let pem = BoundedText::try_from("new").unwrap();
-    let outputs = machine.handle(frame(ToAgent::Certificate(pem.clone())), moment(61_001));
-    assert_eq!(outputs, [Output::Install(pem)]);
+    // In the next session at once: the answer may have been lost with this one.
+    machine.handle(Input::Disconnected, moment(61_001));
+    machine.handle(Input::Connected, moment(61_002));
+    assert!(machine.handle(frame(welcome(vec![])), moment(61_003)).contains(&Output::Renew));
+    assert_eq!(machine.handle(certificate(), moment(61_004)), [Output::Install(pem.clone())]);
+    assert!(machine.handle(certificate(), moment(61_005)).is_empty(), "it has come");
 }
 
 #[test]
