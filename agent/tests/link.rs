@@ -15,5 +15,7 @@ mod hostile_trust;
 mod hostile_work;
 #[path = "link/identity.rs"]
 mod identity;
+#[path = "link/jobs.rs"]
+mod jobs;
 #[path = "link/program.rs"]
 mod program;

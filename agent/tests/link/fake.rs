@@ -1,5 +1,6 @@
 //! A small coordinator on real QUIC, whose every word the test decides, and a real agent that serves it.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use packrun_protocol::block::Block;
 use packrun_protocol::bounded::BoundedText;
 use packrun_protocol::cert::{AgentCertificate, Authority};
 use packrun_protocol::control::{
-    Assignment, FromAgent, FromCoordinator, HeldAnswer, Hello, MINOR, Ping, ToAgent, Welcome,
+    FromAgent, FromCoordinator, HeldAnswer, Hello, MINOR, Ping, ToAgent, Welcome,
 };
-use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, Epoch, JobRunId, PackRunId, TokenId};
-use packrun_protocol::job::{Action, Definition};
+use packrun_protocol::id::{AgentId, AttemptId, Epoch, TokenId};
+use packrun_protocol::job::Definition;
 use packrun_protocol::join_token::JoinToken;
 use packrun_protocol::name::Labels;
 use packrun_protocol::quic::{
@@ -24,10 +25,12 @@ use packrun_protocol::quic::{
 use packrun_protocol::state::{Outcome, Reason};
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer, JoinSecret, StreamHeader, Upload};
 use packrun_protocol::time::{Clock, Timestamp};
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+pub(crate) use crate::jobs::{assignment, script};
 
 /// How long anything may take that is not bound to be quick, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,6 +80,8 @@ pub(crate) struct Peer {
     pub(crate) heartbeat: Duration,
     ahead: i64,
     agent: AgentId,
+    /// What was said while something else was waited for.
+    heard: VecDeque<FromAgent>,
 }
 
 /// A running agent.
@@ -191,7 +196,18 @@ impl Fake {
         let FromAgent::Hello(hello) = within(receive.expect()).await.unwrap() else { panic!("no Hello") };
         let (epoch, lease, heartbeat) = (self.epoch, PATIENCE, Duration::from_secs(1));
         let (ahead, agent) = (self.ahead, self.agent);
-        Peer { connection, hello, send, receive, epoch, lease, heartbeat, ahead, agent }
+        Peer {
+            connection,
+            hello,
+            send,
+            receive,
+            epoch,
+            lease,
+            heartbeat,
+            ahead,
+            agent,
+            heard: VecDeque::new(),
+        }
     }
 
     /// An agent in `folder` that has joined, and its first session, welcomed.
@@ -253,6 +269,9 @@ impl Peer {
 
     /// What the agent says next, beside its pings, which are answered.
     pub(crate) async fn next(&mut self) -> Result<FromAgent, ReadError> {
+        if let Some(message) = self.heard.pop_front() {
+            return Ok(message);
+        }
         loop {
             match within(self.receive.expect()).await? {
                 FromAgent::Ping(ping) => self.pong(ping).await,
@@ -305,9 +324,26 @@ impl Peer {
         }
     }
 
+    /// The next log stream. No log comes before a ping was answered, so pings are.
+    pub(crate) async fn log_stream(&mut self) -> RecvStream {
+        within(async {
+            loop {
+                let message = tokio::select! {
+                    stream = self.connection.accept_uni() => return stream.unwrap(),
+                    message = self.receive.expect() => message.unwrap(),
+                };
+                match message {
+                    FromAgent::Ping(ping) => self.pong(ping).await,
+                    message => self.heard.push_back(message),
+                }
+            }
+        })
+        .await
+    }
+
     /// The next log stream, to its end.
-    pub(crate) async fn log(&self) -> Log {
-        let mut reader = FrameReader::new(within(self.connection.accept_uni()).await.unwrap());
+    pub(crate) async fn log(&mut self) -> Log {
+        let mut reader = FrameReader::new(self.log_stream().await);
         let StreamHeader::Log { attempt, from } = within(reader.expect()).await.unwrap() else {
             panic!("no log");
         };
@@ -349,27 +385,5 @@ impl Log {
     pub(crate) fn lines(&self) -> Vec<(u64, String)> {
         let entries = self.blocks.iter().flat_map(Block::entries);
         entries.map(|entry| (entry.seq, String::from_utf8_lossy(&entry.text).into_owned())).collect()
-    }
-}
-
-pub(crate) fn script(text: &str) -> Definition {
-    Definition {
-        action: Action::Script(text.to_owned()),
-        env: vec![],
-        workdir: None,
-        timeout: None,
-        artifacts: vec![],
-        inputs: vec![],
-    }
-}
-
-pub(crate) fn assignment(definition: Definition) -> Assignment {
-    Assignment {
-        attempt: AttemptId { job_run: JobRunId::generate(), number: AttemptNumber::FIRST },
-        pack_run: PackRunId::generate(),
-        pack: "demo".parse().unwrap(),
-        version: 1,
-        key: "test".parse().unwrap(),
-        definition: Arc::new(definition),
     }
 }

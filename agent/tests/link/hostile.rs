@@ -2,11 +2,12 @@
 
 use crate::fake::{Fake, script};
 use packrun_agent::Stop;
+use packrun_protocol::codec;
 use packrun_protocol::control::{HeldAnswer, ToAgent};
 use packrun_protocol::id::Digest;
 use packrun_protocol::job::{ArtifactRule, InputRule};
 use packrun_protocol::quic::{FrameReader, FrameWriter};
-use packrun_protocol::state::Verdict;
+use packrun_protocol::state::{Reason, Verdict};
 use packrun_protocol::stream::{
     CloseCode, Content, DownloadAnswer, FileMode, InputAnswer, StreamHeader, UploadAnswer,
 };
@@ -78,7 +79,8 @@ async fn lie(connection: quinn::Connection, lie: Lie) {
             }
             Ok(StreamHeader::Download { offset, .. }) => {
                 let _ = send.send(&DownloadAnswer::Bytes(lie.announced - offset)).await;
-                let rest = BYTES.get(offset as usize..lie.sent).unwrap_or_default();
+                let bytes = BYTES.repeat(lie.sent.div_ceil(BYTES.len()));
+                let rest = bytes.get(offset as usize..lie.sent).unwrap_or_default();
                 let _ = send.stream().write_all(rest).await;
             }
             other => panic!("{other:?}"),
@@ -101,6 +103,7 @@ async fn inputs_that_are_not_what_they_should_be_fail_their_attempt() {
         ("a", other, 8, 8, "another content"),
         ("a", content, 8, 4, "announced"),
         ("a", content, 9, 8, "another length"),
+        ("a", content, 8, 10 << 20, "announced"),
         ("a", huge, 9, 8, "over the limit"),
         (".packrun/a", content, 8, 8, ".packrun"),
     ] {
@@ -115,4 +118,54 @@ async fn inputs_that_are_not_what_they_should_be_fail_their_attempt() {
         peer.say(ToAgent::Settled(vec![attempt])).await;
     }
     agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn lists_of_inputs_that_do_not_end_or_do_not_add_up_fail_their_attempt() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let mut job = script("true");
+    let (from, to) = ("compile".parse().unwrap(), None);
+    job.inputs = vec![InputRule { from, artifact: "in".into(), to, optional: false }];
+    let content = Content { digest: Digest::of(BYTES), size: 8, mode: FileMode::of(0o644) };
+    let file = InputAnswer::File { path: "in/a".parse().unwrap(), content };
+    for (files, count, words) in [(100_001, 100_001, "more than 100000 files"), (2, 1, "not whole")] {
+        let attempt = peer.assign(job.clone()).await;
+        let (_, mut send, _) = peer.stream().await;
+        for _ in 0..files {
+            send.push(&file).unwrap();
+        }
+        send.push(&InputAnswer::End { files: count }).unwrap();
+        let _ = send.flush().await;
+        let outcome = peer.ended(attempt).await;
+        assert!(outcome.reason.unwrap().as_str().contains(words));
+        peer.say(ToAgent::Settled(vec![attempt])).await;
+    }
+    agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_file_of_a_list_may_not_lie_outside_of_the_workspace() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, mut peer) = fake.join(&folder).await;
+    let mut job = script("true");
+    let (from, to) = ("compile".parse().unwrap(), None);
+    job.inputs = vec![InputRule { from, artifact: "in".into(), to, optional: false }];
+    let content = Content { digest: Digest::of(BYTES), size: 8, mode: FileMode::of(0o644) };
+    let good = codec::encode(&InputAnswer::File { path: "aa/bb".parse().unwrap(), content }).unwrap();
+    let at = good.windows(5).position(|window| window == b"aa/bb").unwrap();
+    let attempt = peer.assign(job).await;
+    for path in [b"../bb", b"/a/bb", b"a\0/bb"] {
+        // It is no answer, so it is asked for again.
+        let (_, mut send, _) = peer.stream().await;
+        let body = [&good[..at], path, &good[at + 5..]].concat();
+        let frame = [u32::try_from(body.len()).unwrap().to_le_bytes().to_vec(), body].concat();
+        send.stream().write_all(&frame).await.unwrap();
+    }
+    peer.say(ToAgent::Cancel { attempt, reason: Reason::new("enough") }).await;
+    assert_eq!(peer.ended(attempt).await.verdict, Verdict::Canceled);
+    peer.say(ToAgent::Settled(vec![attempt])).await;
+    agent.stop(Stop::Drain).await;
+    let beside = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(beside, 1, "nothing is written outside the state folder");
 }

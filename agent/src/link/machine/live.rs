@@ -36,6 +36,8 @@ pub(super) struct Live {
     pub(super) answered: Moment,
     /// Whether it said that it hands out nothing for now.
     pub(super) drained: bool,
+    /// The logs to be sent once the coordinator was told how far its clock is ahead: it corrects what comes then.
+    pub(super) unopened: Option<Vec<(AttemptId, u64)>>,
 }
 
 impl Live {
@@ -56,8 +58,8 @@ impl Machine {
         self.lease = welcome.lease.min(LEASE_MAX);
         // Welcome answers Hello: that is as good a sign as a ping's.
         let name = welcome.name.clone();
-        let (pings, next_ping) = ([].into(), now.at);
-        let live = Live { name, heartbeat, pings, next_ping, answered: sent, drained: false };
+        let (pings, next_ping, unopened) = ([].into(), now.at, Some(Vec::new()));
+        let live = Live { name, heartbeat, pings, next_ping, answered: sent, drained: false, unopened };
         self.session = Session::Live(live);
         out.push(Output::Welcomed { name: welcome.name, refused: welcome.refused });
         for (attempt, answer) in welcome.attempts.into_vec() {
@@ -66,7 +68,7 @@ impl Machine {
                     if let Some(held) = self.held.get_mut(&attempt) {
                         held.go_on(log_from);
                     }
-                    out.push(Output::OpenLog(attempt, log_from));
+                    self.open_log(attempt, log_from, out);
                     self.report(attempt, out);
                 }
                 HeldAnswer::Fenced | HeldAnswer::Settled => self.forget(vec![attempt], out),
@@ -78,8 +80,11 @@ impl Machine {
     pub(super) fn live(&mut self, epoch: Epoch, message: ToAgent, now: Moment, out: &mut Vec<Output>) {
         match message {
             ToAgent::Assign(assignments) => {
+                let running = self.held.values().filter(|held| held.outcome.is_none()).count();
                 for assignment in assignments {
-                    self.assign(epoch, assignment, now, out);
+                    if let Err(why) = self.assign(epoch, assignment, running, now, out) {
+                        return out.push(Output::Leave(Leave::Protocol(why)));
+                    }
                 }
                 self.start_waiting(now, out);
             }
@@ -95,9 +100,16 @@ impl Machine {
             ToAgent::Pong { sent, answered } => {
                 let Session::Live(live) = &mut self.session else { return };
                 let Some(at) = live.pings.iter().position(|ping| ping.at == sent) else { return };
-                if let Some(ping) = live.pings.drain(..=at).next_back() {
+                let ping = live.pings.drain(..=at).next_back();
+                if let Some(ping) = ping {
                     live.answered = ping;
                     self.offset.add(ClockOffset::of_exchange(sent, answered, now.at));
+                    if let Some(unopened) = live.unopened.take() {
+                        self.ping(now, out);
+                        out.extend(
+                            unopened.into_iter().map(|(attempt, from)| Output::OpenLog(attempt, from)),
+                        );
+                    }
                 }
                 self.start_waiting(now, out);
             }
@@ -152,7 +164,18 @@ impl Machine {
         }
     }
 
-    fn assign(&mut self, epoch: Epoch, assignment: Assignment, now: Moment, out: &mut Vec<Output>) {
+    /// Takes an assignment, unless it is known or older than what is. `running` attempts are held that have not ended.
+    ///
+    /// # Errors
+    /// In words, when nobody may assign so much.
+    fn assign(
+        &mut self,
+        epoch: Epoch,
+        assignment: Assignment,
+        running: usize,
+        now: Moment,
+        out: &mut Vec<Output>,
+    ) -> Result<(), &'static str> {
         let attempt = assignment.attempt;
         let of_job_run = AttemptId { job_run: attempt.job_run, number: AttemptNumber::FIRST };
         let mut known = self.held.range(of_job_run..).map(|(held, _)| held);
@@ -161,10 +184,10 @@ impl Machine {
         let waits =
             waiting.filter(|waiting| waiting.job_run == attempt.job_run).any(|waiting| waiting >= attempt);
         if waits || self.spent.contains(attempt) || highest.is_some_and(|highest| *highest >= attempt) {
-            return;
+            return Ok(());
         }
         if self.held.len() + self.waiting.len() >= limit::HELD_ATTEMPTS_MAX {
-            return out.push(Output::Leave(Leave::Protocol("more attempts than an agent can hold")));
+            return Err("more attempts than an agent can hold");
         }
         self.waiting.retain(|(_, waiting)| waiting.attempt.job_run != attempt.job_run);
         if let Err(error) = assignment.definition.check() {
@@ -172,13 +195,14 @@ impl Machine {
                 attempt,
                 Held::ended(unstarted(Verdict::Failed, Reason::new(&error.to_string()), now)),
             );
-            return self.report(attempt, out);
+            self.report(attempt, out);
+            return Ok(());
         }
-        let running = self.held.values().filter(|held| held.outcome.is_none()).count() + self.waiting.len();
-        if running >= u32::from(self.profile.capacity.slots) as usize {
-            return out.push(Output::Leave(Leave::Protocol("more attempts than the agent has slots")));
+        if running + self.waiting.len() >= u32::from(self.profile.capacity.slots) as usize {
+            return Err("more attempts than the agent has slots");
         }
         self.waiting.push_back((epoch, assignment));
+        Ok(())
     }
 
     /// Starts what waits if the coordinator was there just now, else asks.
@@ -198,7 +222,15 @@ impl Machine {
             let attempt = assignment.attempt;
             self.held.insert(attempt, Held::assigned());
             out.push(Output::Order(Order::Start { epoch, agent: name.clone(), assignment }));
-            out.push(Output::OpenLog(attempt, 0));
+            self.open_log(attempt, 0, out);
+        }
+    }
+
+    /// Has the log sent from this entry on, now or when the clocks are known.
+    fn open_log(&mut self, attempt: AttemptId, from: u64, out: &mut Vec<Output>) {
+        match &mut self.session {
+            Session::Live(Live { unopened: Some(unopened), .. }) => unopened.push((attempt, from)),
+            _ => out.push(Output::OpenLog(attempt, from)),
         }
     }
 
@@ -214,6 +246,9 @@ impl Machine {
 
     fn forget(&mut self, mut attempts: Vec<AttemptId>, out: &mut Vec<Output>) {
         self.waiting.retain(|(_, waiting)| !attempts.contains(&waiting.attempt));
+        if let Session::Live(Live { unopened: Some(unopened), .. }) = &mut self.session {
+            unopened.retain(|(attempt, _)| !attempts.contains(attempt));
+        }
         attempts.retain(|attempt| {
             self.spent.add(*attempt);
             self.held.remove(attempt).is_some()
