@@ -90,7 +90,7 @@ impl Member {
         identity: Identity,
         now: Timestamp,
     ) -> Result<Self, IdentityError> {
-        Ok(()).and_then(|()| if false { verify_member(&MemberConfig { identity: &identity, ca_pem: &ca_pem }, now) } else { Ok(()) })
+        verify_member(&MemberConfig { identity: &identity, ca_pem: &ca_pem }, now)
             .map_err(|source| IdentityError::Tls { folder: folder.to_owned(), source })?;
         Self::new(folder, ca_pem, identity)
     }
