@@ -54,7 +54,10 @@ impl AgentError {
     pub fn is_not_allowed(&self) -> bool {
         match self {
             Self::Link(error) => match error {
-                LinkError::Expired | LinkError::NotAllowed { .. } | LinkError::NotJoined => true,
+                LinkError::Expired
+                | LinkError::NotAllowed { .. }
+                | LinkError::NotJoined
+                | LinkError::Superseded { .. } => true,
                 LinkError::Enrol(error) => {
                     matches!(error, EnrolError::Refused(_) | EnrolError::Stranger(_) | EnrolError::Answer(_))
                 }
@@ -95,6 +98,7 @@ pub async fn run(config: AgentConfig, stop: watch::Receiver<Stop>) -> Result<(),
                 .map_err(|error| AgentError::State { path: state.clone(), why: io::Error::other(error) })?,
             labels: config.labels,
             capacity: config.capacity,
+            isolation: keeper.isolation,
         },
         join_token: config.join_token,
         join_token_file: config.join_token_file,

@@ -9,7 +9,13 @@ mod attempts;
 mod fake;
 #[path = "link/hostile.rs"]
 mod hostile;
+#[path = "link/hostile_trust.rs"]
+mod hostile_trust;
+#[path = "link/hostile_work.rs"]
+mod hostile_work;
 #[path = "link/identity.rs"]
 mod identity;
+#[path = "link/jobs.rs"]
+mod jobs;
 #[path = "link/program.rs"]
 mod program;

@@ -46,6 +46,19 @@ pub struct Hello {
     pub attempts: Bounded<HeldAttempt, { limit::HELD_ATTEMPTS_MAX }>,
     /// What came with that epoch: a higher one than the coordinator's own counts only with it.
     pub proof: Option<EpochProof>,
+    /// How its host keeps attempts apart.
+    pub isolation: Isolation,
+}
+
+/// How a host keeps attempts apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Each attempt has a cgroup; only who may write to the host's cgroups gets out of it.
+    Cgroup,
+    /// Strays are found among the orphans.
+    #[default]
+    Subreaper,
 }
 
 /// How much an agent takes on at once.
@@ -209,6 +222,8 @@ pub struct Welcome {
     pub attempts: Bounded<(AttemptId, HeldAnswer), { limit::HELD_ATTEMPTS_MAX }>,
     /// For the agent to keep with the coordinator's epoch, and to show with it.
     pub proof: EpochProof,
+    /// Those of its own labels that don't count, since their keys are granted by invitations and not to this agent.
+    pub refused: Labels,
 }
 
 /// What becomes of an attempt that an agent held when it connected.

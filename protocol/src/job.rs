@@ -212,6 +212,41 @@ pub struct Definition {
     pub inputs: Vec<InputRule>,
 }
 
+/// Why a definition can't be carried out, whoever sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DefinitionError {
+    /// It is too large.
+    #[error("the job's definition has {0} bytes, over the limit of {max}", max = limit::JOB_DEFINITION_BYTES_MAX)]
+    Bytes(usize),
+    /// It has too many artifact rules.
+    #[error("the job has {0} artifact rules, over the limit of {max}", max = limit::ARTIFACT_RULES_MAX)]
+    Rules(usize),
+}
+
+impl Definition {
+    /// Checks it against the limits that a pack's jobs are held to.
+    ///
+    /// # Errors
+    /// When it is over one of them.
+    pub fn check(&self) -> Result<(), DefinitionError> {
+        let action = match &self.action {
+            Action::Script(script) => script.len(),
+            Action::Command(command) => command.iter().map(String::len).sum(),
+        };
+        let env: usize = self.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let artifacts: usize = self.artifacts.iter().map(|rule| rule.path.len()).sum();
+        let inputs: usize = self.inputs.iter().map(|rule| rule.artifact.len()).sum();
+        // The encoding adds to this, so nothing is refused that was within the limit encoded.
+        match action + env + artifacts + inputs {
+            bytes if bytes > limit::JOB_DEFINITION_BYTES_MAX => Err(DefinitionError::Bytes(bytes)),
+            _ if self.artifacts.len() > limit::ARTIFACT_RULES_MAX => {
+                Err(DefinitionError::Rules(self.artifacts.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

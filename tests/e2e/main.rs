@@ -3,12 +3,14 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 
+mod agents;
 mod artifacts;
 mod cli;
 mod cli_servers;
 mod cli_settings;
 mod commands;
 mod examples;
+mod fleet;
 mod hostile;
 mod logs;
 mod packs;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use packrun_protocol::block::{Block, BlockBuilder, LogStream};
 use packrun_protocol::cert::{self, COORDINATOR_NAME};
 use packrun_protocol::control::{
-    Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Slots, ToAgent, Welcome,
+    Assignment, Capacity, FromAgent, FromCoordinator, Hello, Isolation, MINOR, Slots, ToAgent, Welcome,
 };
 use packrun_protocol::id::{AttemptId, Digest, Epoch};
 use packrun_protocol::join_token::JoinToken;
@@ -83,6 +83,7 @@ impl HostileAgent {
             epoch: Epoch(0),
             attempts: Vec::new().try_into().unwrap(),
             proof: None,
+            isolation: Isolation::Subreaper,
         }
     }
 

@@ -42,6 +42,14 @@ impl Process {
         assert!(found, "{what}: it ended without; its log:\n{}", *self.log.borrow());
     }
 
+    /// Waits until the process has logged `text` so often.
+    pub async fn logged_times(&self, text: &str, times: usize) {
+        let mut log = self.log.clone();
+        let what = format!("`{text}` {times} times in the log of {}", self.name);
+        let found = in_time(&what, log.wait_for(|log| log.matches(text).count() >= times)).await.is_ok();
+        assert!(found, "{what}: it ended without; its log:\n{}", *self.log.borrow());
+    }
+
     /// What it has logged so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -111,6 +119,7 @@ pub fn peak_rss_kib(pid: u32) -> u64 {
 pub struct Coordinator {
     programs: Programs,
     data: TempDir,
+    arguments: Vec<String>,
     process: Process,
     ready: Value,
 }
@@ -118,23 +127,39 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one on a new folder and waits until it takes work.
     pub async fn start(programs: &Programs) -> Self {
-        Self::start_on(programs, "127.0.0.1:0").await
+        Self::start_as(programs, "127.0.0.1:0", &[]).await
     }
 
     /// Starts one whose API listens on this address.
     pub async fn start_on(programs: &Programs, api: &str) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let (process, ready) = Self::spawn(programs, data.path(), &["127.0.0.1:0", api]).await;
-        Self { programs: programs.clone(), data, process, ready }
+        Self::start_as(programs, api, &[]).await
     }
 
-    async fn spawn(programs: &Programs, data: &Path, listen: &[&str; 2]) -> (Process, Value) {
+    /// Starts one with further arguments, which it also has when it is started again.
+    pub async fn start_with(programs: &Programs, arguments: &[&str]) -> Self {
+        Self::start_as(programs, "127.0.0.1:0", arguments).await
+    }
+
+    async fn start_as(programs: &Programs, api: &str, arguments: &[&str]) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let listen = ["127.0.0.1:0", api];
+        let (process, ready) = Self::spawn(programs, data.path(), &listen, &arguments).await;
+        Self { programs: programs.clone(), data, arguments, process, ready }
+    }
+
+    async fn spawn(
+        programs: &Programs,
+        data: &Path,
+        listen: &[&str; 2],
+        arguments: &[String],
+    ) -> (Process, Value) {
         let file = data.join("ready.json");
         // What an earlier process has left says nothing about this one.
         let _ = std::fs::remove_file(&file);
         let mut command = Command::new(&programs.packrun);
         command.arg("serve").arg("--data-dir").arg(data);
-        command.args(["--listen-agents", listen[0], "--listen-api", listen[1]]);
+        command.args(["--listen-agents", listen[0], "--listen-api", listen[1]]).args(arguments);
         let process = Process::spawn("the coordinator", &mut command);
         process.logged("ready").await;
         let ready = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -163,7 +188,8 @@ impl Coordinator {
         let api = self.url().trim_start_matches("http://").to_owned();
         let listen = [self.agents_address(), api];
         let listen = [listen[0].as_str(), listen[1].as_str()];
-        (self.process, self.ready) = Self::spawn(&self.programs, self.data.path(), &listen).await;
+        let started = Self::spawn(&self.programs, self.data.path(), &listen, &self.arguments).await;
+        (self.process, self.ready) = started;
     }
 
     /// The URL of its API.
@@ -221,15 +247,25 @@ impl Coordinator {
 
     /// A join token for one agent.
     pub async fn invite(&self) -> String {
-        let made = self.api().post("/v1/join-tokens", &serde_json::json!({})).await;
+        self.invite_with(&serde_json::json!({})).await
+    }
+
+    /// A join token for one agent with these labels.
+    pub async fn invite_with(&self, labels: &Value) -> String {
+        let made = self.api().post("/v1/join-tokens", &serde_json::json!({ "labels": labels })).await;
         made["token"].as_str().unwrap().to_owned()
     }
 
     /// Starts an agent that joins with a new token, and waits until it is connected.
     pub async fn agent(&self, name: &str, arguments: &[&str]) -> Agent {
+        self.agent_with(name, &self.invite().await, arguments).await
+    }
+
+    /// The same with this token.
+    pub async fn agent_with(&self, name: &str, token: &str, arguments: &[&str]) -> Agent {
         let state = tempfile::tempdir().unwrap();
         let token_file = state.path().join("join-token");
-        std::fs::write(&token_file, self.invite().await).unwrap();
+        std::fs::write(&token_file, token).unwrap();
         let mut all = vec!["--name", name, "--join-token-file", token_file.to_str().unwrap()];
         all.extend(arguments);
         let address = self.agents_address();
@@ -275,6 +311,16 @@ impl Agent {
     pub fn start_again(&mut self, coordinator: &Coordinator, arguments: &[&str]) {
         let address = coordinator.agents_address();
         self.process = Self::spawn(&self.programs, self.state.path(), &address, arguments);
+    }
+
+    /// Starts a second process of this agent, on a copy of its folder as it is now.
+    pub async fn copy(&self, coordinator: &Coordinator, arguments: &[&str]) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let from = self.state.path().join(".");
+        let copied = Command::new("cp").arg("-r").arg(from).arg(state.path()).status().await.unwrap();
+        assert!(copied.success());
+        let process = Self::spawn(&self.programs, state.path(), &coordinator.agents_address(), arguments);
+        Self { programs: self.programs.clone(), state, process }
     }
 
     /// Its process.

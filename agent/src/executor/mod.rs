@@ -26,6 +26,7 @@ use std::thread;
 
 use packrun_protocol::block::Block;
 use packrun_protocol::control::ApiUrl;
+pub use packrun_protocol::control::Isolation;
 use packrun_protocol::id::{AttemptId, PackRunId};
 use packrun_protocol::job::Definition;
 use packrun_protocol::name::{JobKey, Name};
@@ -34,7 +35,6 @@ use packrun_protocol::time::Clock;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-pub use self::tree::Isolation;
 pub use self::workspace::HostEnvironment;
 use crate::spool::Started;
 

@@ -56,6 +56,12 @@ pub(super) enum SpawnError {
     /// A command list without a program.
     #[error("the command is empty; it takes a program and its arguments")]
     Empty,
+    /// A variable's name that none can have.
+    #[error("`{name}` is no name of a variable; it may not be empty or have `=` in it")]
+    Name {
+        /// The name.
+        name: String,
+    },
     /// Text that no process can be given.
     #[error("{what} contains a NUL byte, which no process can be given")]
     Nul {

@@ -10,21 +10,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use packrun_protocol::control::Isolation;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::cgroup::{Cgroups, Slot};
 use super::children::{Descendants, Known, Proc, pid_of};
 use super::spawn::Spawner;
 use super::workspace::MARKER;
-
-/// How a host keeps attempts apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isolation {
-    /// Each attempt has a cgroup; only who may write to the host's cgroups gets out of it.
-    Cgroup,
-    /// Strays are found among the orphans.
-    Subreaper,
-}
 
 /// Where trees come from.
 #[derive(Debug)]

@@ -132,6 +132,9 @@ impl Workspace {
         let variables = variables
             .into_iter()
             .map(|(name, value)| {
+                if name.is_empty() || name.contains('=') {
+                    return Err(SpawnError::Name { name: name.to_owned() });
+                }
                 c_string(format!("{name}={value}").into_bytes(), &format!("the variable `{name}`"))
             })
             .collect::<Result<_, _>>()?;

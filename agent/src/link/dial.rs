@@ -297,11 +297,6 @@ impl Addresses {
         CONNECT_LIMIT + 2 * self.waited
     }
 
-    /// How long to wait when coming back soon would do harm.
-    pub(super) fn longest_wait(&self) -> Duration {
-        jittered(RETRY.end)
-    }
-
     /// It worked.
     pub(super) fn succeeded(&mut self) {
         self.refused.clear();

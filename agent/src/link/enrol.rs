@@ -11,11 +11,14 @@ use packrun_protocol::quic::{
 };
 use packrun_protocol::state::Reason;
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer};
+use packrun_protocol::time::Clock;
 use quinn::Connection;
 use thiserror::Error;
 
 use super::dial::{Addresses, DialError, dial};
 use super::identity::{IdentityError, Member, Store, request};
+use super::membership::with_causes;
+use super::session::moment;
 
 /// How long the coordinator may take to answer.
 const ANSWER_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -67,6 +70,7 @@ pub(super) async fn join(
     store: &Store,
     token: &JoinToken,
     name: &Name,
+    clock: Clock,
 ) -> Result<Member, EnrolError> {
     let key_pem = store.key()?;
     let request = request(&key_pem).map_err(EnrolError::Request)?;
@@ -79,7 +83,12 @@ pub(super) async fn join(
             Ok((certificate_pem, ca_pem)) => {
                 addresses.succeeded();
                 addresses.calm();
-                return Ok(store.join(token.id, &ca_pem, Identity { certificate_pem, key_pem })?);
+                let (identity, now) = (Identity { certificate_pem, key_pem }, moment(clock).wall);
+                return store.join(token.id, &ca_pem, identity, now).map_err(|error| match error {
+                    IdentityError::Content { source, .. } => EnrolError::Answer(with_causes(&source)),
+                    IdentityError::Tls { source, .. } => EnrolError::Answer(with_causes(&source)),
+                    error => error.into(),
+                });
             }
             Err(TryError::Final(error)) => return Err(error),
             Err(TryError::Dial(error)) if error.is_stranger() => {

@@ -11,7 +11,8 @@ use packrun_protocol::bounded::TooLong;
 use packrun_protocol::cert::{self, AgentCertificate, CertError, Identity};
 use packrun_protocol::control::Pem;
 use packrun_protocol::id::{Digest, TokenId};
-use packrun_protocol::quic::{MemberConfig, TlsError, member_config};
+use packrun_protocol::quic::{MemberConfig, TlsError, member_config, verify_member};
+use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
 const CA: &str = "ca.pem";
@@ -82,6 +83,18 @@ impl Member {
         Ok(Self { ca_pem, ca, identity, certificate, config })
     }
 
+    /// One that was issued just now: its certificate is of this CA, for the key, and holds.
+    fn issued(
+        folder: &Path,
+        ca_pem: String,
+        identity: Identity,
+        now: Timestamp,
+    ) -> Result<Self, IdentityError> {
+        verify_member(&MemberConfig { identity: &identity, ca_pem: &ca_pem }, now)
+            .map_err(|source| IdentityError::Tls { folder: folder.to_owned(), source })?;
+        Self::new(folder, ca_pem, identity)
+    }
+
     /// A request for a new certificate of the same key.
     pub(super) fn request(&self) -> Result<Pem, CertError> {
         request(&self.identity.key_pem)
@@ -131,8 +144,9 @@ impl Store {
         token: TokenId,
         ca_pem: &str,
         identity: Identity,
+        now: Timestamp,
     ) -> Result<Member, IdentityError> {
-        let member = Member::new(&self.folder, ca_pem.to_owned(), identity)?;
+        let member = Member::issued(&self.folder, ca_pem.to_owned(), identity, now)?;
         self.write(KEY, &member.identity.key_pem)?;
         self.write(CA, ca_pem)?;
         self.write(CERTIFICATE, &member.identity.certificate_pem)?;
@@ -141,10 +155,15 @@ impl Store {
     }
 
     /// Keeps a renewed certificate for the key of `member`.
-    pub(super) fn renew(&self, member: &Member, certificate_pem: &str) -> Result<Member, IdentityError> {
+    pub(super) fn renew(
+        &self,
+        member: &Member,
+        certificate_pem: &str,
+        now: Timestamp,
+    ) -> Result<Member, IdentityError> {
         let key_pem = member.identity.key_pem.clone();
         let identity = Identity { certificate_pem: certificate_pem.to_owned(), key_pem };
-        let renewed = Member::new(&self.folder, member.ca_pem.clone(), identity)?;
+        let renewed = Member::issued(&self.folder, member.ca_pem.clone(), identity, now)?;
         if renewed.certificate.agent != member.certificate.agent {
             let why = "it is another agent's".to_owned();
             let source = CertError::Read { what: "renewed certificate", why };

@@ -12,6 +12,7 @@ use std::time::Duration;
 use packrun_protocol::block::Block;
 use packrun_protocol::id::{AttemptId, Epoch};
 use packrun_protocol::limit;
+use packrun_protocol::state::Verdict;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -50,8 +51,8 @@ enum Question {
     Acked(AttemptId, oneshot::Sender<u64>),
     /// When everything of an attempt before an entry is acknowledged.
     Safe { attempt: AttemptId, next_seq: u64, answer: oneshot::Sender<()> },
-    /// Everything before these entries was acknowledged.
-    Ack(Vec<(AttemptId, u64)>),
+    /// Everything before these entries was acknowledged. Whether all of them can be.
+    Ack(Vec<(AttemptId, u64)>, oneshot::Sender<bool>),
 }
 
 /// The reader gives no answer: the disk refuses, the attempt was settled, or the agent stops.
@@ -115,10 +116,13 @@ impl Reader {
         answered.await.map_err(|_| Unread)
     }
 
-    /// Blocks with entries before these are wanted no more.
-    pub(super) async fn acknowledge(&self, acks: Vec<(AttemptId, u64)>) {
+    /// Blocks with entries before these are wanted no more. `false`, and nothing is forgotten, when one of them
+    /// was never read from the journal, and so never sent.
+    pub(super) async fn acknowledge(&self, acks: Vec<(AttemptId, u64)>) -> bool {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.0.send(Question::Ack(acks, answer)).await;
         // Without a reader there is nothing to forget.
-        let _ = self.0.send(Question::Ack(acks)).await;
+        asked.is_err() || answered.await.unwrap_or(true)
     }
 }
 
@@ -263,7 +267,12 @@ impl State {
                 self.to_be_acked.insert(attempt, (next_seq, answer));
                 self.answer_safe(attempt);
             }
-            Question::Ack(acks) => {
+            Question::Ack(acks, answer) => {
+                let can_be = acks.iter().all(|(attempt, next_seq)| self.may_be_acked(*attempt, *next_seq));
+                let _ = answer.send(can_be);
+                if !can_be {
+                    return;
+                }
                 for (attempt, next_seq) in acks {
                     self.follower.index_mut().acknowledge(attempt, next_seq);
                     if self.follower.index().life(attempt).is_some() {
@@ -274,6 +283,14 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether the coordinator can have all of an attempt before this entry. Of one that was lost, it may have more
+    /// than the journal: a power cut takes the end of that.
+    fn may_be_acked(&self, attempt: AttemptId, next_seq: u64) -> bool {
+        let Some(life) = self.follower.index().life(attempt) else { return true };
+        let is_lost = matches!(&life.phase, Phase::Ended(outcome) if outcome.verdict == Verdict::Lost);
+        is_lost || life.is_passed_over || life.next_seq.is_none_or(|known| next_seq <= known)
     }
 
     /// Answers who waits for acknowledgements of `attempt`, if they have come.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use packrun_protocol::bounded::{Bounded, BoundedText};
 use packrun_protocol::control::{
-    ApiUrl, Assignment, Capacity, FromAgent, FromCoordinator, Hello, MINOR, Pem, ToAgent,
+    Assignment, Capacity, FromAgent, FromCoordinator, Hello, Isolation, MINOR, Pem, ToAgent,
 };
 use packrun_protocol::id::{AttemptId, Epoch, EpochProof};
 use packrun_protocol::limit;
@@ -25,11 +25,14 @@ use packrun_protocol::state::{Outcome, Reason};
 use packrun_protocol::time::{ClockOffset, OffsetFilter, Timestamp};
 
 use self::held::{Held, Spent};
+use self::live::Live;
+use self::renewal::Renewal;
 use crate::executor::ipc::Order;
 use crate::spool::Record;
 
 mod held;
 mod live;
+mod renewal;
 #[cfg(test)]
 mod tests;
 
@@ -42,9 +45,6 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a coordinator waits for an agent that is away, as long as none has said.
 pub const LEASE_DEFAULT: Duration = Duration::from_secs(60);
 
-/// How long is waited before a renewal is asked for again.
-pub const RENEW_RETRY: Duration = Duration::from_secs(60);
-
 /// What doesn't change while the agent runs.
 #[derive(Debug, Clone)]
 pub struct Profile {
@@ -54,6 +54,8 @@ pub struct Profile {
     pub labels: Labels,
     /// What it takes on.
     pub capacity: Capacity,
+    /// How its host keeps attempts apart.
+    pub isolation: Isolation,
 }
 
 /// The highest epoch of a coordinator that was seen, and what that one gave as proof of it.
@@ -96,8 +98,15 @@ pub enum Input {
     Failed(AttemptId, Outcome),
     /// The agent takes no new attempts from now on, or does again.
     Draining(bool),
-    /// The certificate is to be renewed then, by the wall clock: it ages while the host sleeps.
-    RenewAt(Timestamp),
+    /// The certificate is to be renewed.
+    RenewAt {
+        /// When, by the wall clock: it ages while the host sleeps.
+        at: Timestamp,
+        /// How long an answer is waited for before it is asked for again.
+        again: Duration,
+    },
+    /// What the coordinator said breaks the protocol, in these words.
+    Broken(&'static str),
     /// Time has passed.
     Tick,
 }
@@ -109,8 +118,13 @@ pub enum Output {
     Send(FromAgent),
     /// Tell the executor's side.
     Order(Order),
-    /// The coordinator has let the agent in: streams may be opened. It calls the agent this.
-    Welcomed(Name),
+    /// The coordinator has let the agent in: streams may be opened.
+    Welcomed {
+        /// What it calls the agent.
+        name: Name,
+        /// Those of the agent's own labels that don't count there.
+        refused: Labels,
+    },
     /// Send the attempt's log from this entry on.
     OpenLog(AttemptId, u64),
     /// Stop whatever is under way for the attempt.
@@ -159,20 +173,6 @@ enum Session {
     Live(Live),
 }
 
-/// What is known while the coordinator listens.
-#[derive(Debug)]
-struct Live {
-    /// What the coordinator calls the agent.
-    name: Name,
-    api: ApiUrl,
-    heartbeat: Duration,
-    /// When the pings that are not answered were sent, by the machine's own `sent`.
-    pings: VecDeque<Moment>,
-    next_ping: Timestamp,
-    /// When what the coordinator answered last was sent.
-    answered: Moment,
-}
-
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -186,7 +186,7 @@ pub struct Machine {
     waiting: VecDeque<(Epoch, Assignment)>,
     offset: OffsetFilter,
     lease: Duration,
-    renew_at: Option<Timestamp>,
+    renewal: Option<Renewal>,
 }
 
 impl Machine {
@@ -203,7 +203,7 @@ impl Machine {
             waiting: VecDeque::new(),
             offset: OffsetFilter::default(),
             lease: LEASE_DEFAULT,
-            renew_at: None,
+            renewal: None,
         }
     }
 
@@ -279,7 +279,12 @@ impl Machine {
                     out.push(Output::Send(FromAgent::Draining(draining)));
                 }
             }
-            Input::RenewAt(time) => self.renew_at = Some(time),
+            Input::RenewAt { at, again } => self.renewal = Some(Renewal::new(at, again)),
+            Input::Broken(why) => {
+                if !matches!(self.session, Session::Away) {
+                    out.push(Output::Leave(Leave::Protocol(why)));
+                }
+            }
             Input::Tick => self.tick(now, &mut out),
         }
         if out.iter().any(|output| matches!(output, Output::Leave(_))) {
@@ -294,6 +299,7 @@ impl Machine {
         // They were never written down, so Hello won't name them, and the coordinator knows that.
         self.waiting.clear();
         self.held.values_mut().for_each(Held::forget_session);
+        self.renewal.iter_mut().for_each(Renewal::forget_session);
     }
 
     fn greet(&mut self, now: Moment, out: &mut Vec<Output>) {
@@ -311,6 +317,7 @@ impl Machine {
             epoch: self.seen.epoch,
             attempts,
             proof: self.seen.proof,
+            isolation: self.profile.isolation,
         })));
         self.session = Session::Greeting { sent: now, draining: self.draining };
     }
@@ -388,12 +395,5 @@ impl Machine {
         {
             out.extend(held.report(attempt).into_iter().map(Output::Send));
         }
-    }
-}
-
-impl Live {
-    /// How long an answer to a ping may take.
-    fn patience(&self) -> Duration {
-        3 * self.heartbeat + ANSWER_LIMIT
     }
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`machine`] | what is said and done, pure |
 //! | [`dial`] | getting through: addresses in turn, waits, refusals |
-//! | [`enrol`], [`identity`] | becoming an agent, staying one |
+//! | [`enrol`], [`identity`], `membership` | becoming an agent, staying one |
 //! | `session` | the loop between the machine, the connection, the journal and the executor's side |
 //! | `line` | the connection of the moment, or the way to the next |
 //! | `epoch` | the highest epoch seen, kept in the state folder |
@@ -27,13 +27,12 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
 use self::dial::Addresses;
-use self::enrol::EnrolError;
-use self::identity::{Member, Store};
 use self::journal::{News, Reader};
 use self::machine::{Input, Machine, Profile};
+use self::membership::Membership;
 use self::session::Link;
 use crate::artifacts::cache::{Cache, CacheError};
-use crate::config::{ConfigError, read_join_token};
+use crate::config::ConfigError;
 use crate::executor::ipc::Port;
 
 mod artifact_stream;
@@ -47,6 +46,7 @@ mod journal;
 mod line;
 mod log_stream;
 pub mod machine;
+mod membership;
 mod session;
 mod transfer;
 mod work;
@@ -80,7 +80,7 @@ pub struct LinkSettings {
     pub name: Name,
     /// What it says of itself.
     pub profile: Profile,
-    /// To join with, if it hasn't yet.
+    /// To join with, if it hasn't yet or isn't let in any more.
     pub join_token: Option<JoinToken>,
     /// A file with that token, which is asked if there is none.
     pub join_token_file: Option<PathBuf>,
@@ -117,6 +117,15 @@ pub enum LinkError {
     /// It has no identity and no token to get one.
     #[error("the agent has not joined yet; give it a token from `packrun agents invite` with --join-token")]
     NotJoined,
+    /// Another process came with the agent's identity.
+    #[error(
+        "another process came to the coordinator at {address} with this agent's identity, and serves in its place: is \
+         the state folder copied? Give each agent a folder of its own, and join with a token of its own"
+    )]
+    Superseded {
+        /// Where.
+        address: String,
+    },
     /// The host gives no thread.
     #[error("failed to start a thread")]
     Thread(#[source] std::io::Error),
@@ -139,21 +148,20 @@ pub async fn run(
     let cache_bytes = settings.cache_bytes;
     let opened = tokio::task::spawn_blocking(move || Cache::open(&cache_folder, cache_bytes)).await;
     let cache = opened.map_err(|error| LinkError::Thread(error.into()))??;
-    let store = Store::new(&settings.state);
     let mut addresses = Addresses::new(settings.coordinators.clone());
-    let joined = tokio::select! {
-        joined = member(&settings, &store, &mut addresses, clock) => joined?,
+    let membership = tokio::select! {
+        joined = Membership::begin(&settings, &mut addresses, clock) => joined?,
         () = stopped(&mut stop) => return Ok(()),
     };
     let (reader, mut news) =
         Reader::start(settings.journal.clone(), port.grown.clone()).map_err(LinkError::Thread)?;
-    let seen = epoch::read(&settings.state, &joined.ca);
+    let seen = epoch::read(&settings.state, &membership.member.ca);
     let mut machine = Machine::new(settings.profile.clone(), seen.unwrap_or_default());
     let of_journal = read_all(&mut machine, &mut news, clock).await;
     // The file is written before anything of a new epoch is obeyed. Without it the journal is asked, which may
     // still tell of another coordinator's attempts.
     machine.raise(of_journal.filter(|_| seen.is_none()).unwrap_or_default());
-    Link::new(settings, machine, clock, store, joined, addresses, cache, reader, port.orders)
+    Link::new(settings.state, machine, clock, membership, addresses, cache, reader, port.orders)
         .run(news, port.requests, stop)
         .await
 }
@@ -163,44 +171,6 @@ async fn stopped(stop: &mut watch::Receiver<Stop>) {
     if stop.wait_for(|stop| *stop > Stop::Run).await.is_err() {
         // Nobody can say so any more.
         std::future::pending::<()>().await;
-    }
-}
-
-/// The identity that is there, or a new one. A token that it didn't come from was given to get another: the
-/// coordinator may not know the agent any more, and says so only to whom it lets in.
-async fn member(
-    settings: &LinkSettings,
-    store: &Store,
-    addresses: &mut Addresses,
-    clock: Clock,
-) -> Result<Member, LinkError> {
-    let known = store.load()?;
-    let was_member = known.is_some();
-    let valid = known.filter(|member| member.certificate.not_after > session::moment(clock).wall);
-    let of_file = settings.join_token_file.as_deref().filter(|_| settings.join_token.is_none());
-    let token = match of_file.map(read_join_token) {
-        Some(Err(error)) if valid.is_some() => {
-            tracing::info!(%error, "the agent has joined before and needs no join token");
-            None
-        }
-        Some(read) => Some(read?),
-        None => settings.join_token.clone(),
-    };
-    let Some(token) = &token else {
-        return valid.ok_or(if was_member { LinkError::Expired } else { LinkError::NotJoined });
-    };
-    let valid = valid.filter(|member| member.ca == token.ca);
-    let Some(member) = valid else { return Ok(enrol::join(addresses, store, token, &settings.name).await?) };
-    if store.is_of(token.id)? {
-        tracing::info!("the agent has joined before; the join token is not used");
-        return Ok(member);
-    }
-    match enrol::join(addresses, store, token, &settings.name).await {
-        Err(EnrolError::Refused(why)) => {
-            tracing::warn!(%why, "the join token is refused; the agent stays who it is");
-            Ok(member)
-        }
-        joined => Ok(joined?),
     }
 }
 

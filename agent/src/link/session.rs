@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use packrun_protocol::control::{FromAgent, Pem};
+use packrun_protocol::control::FromAgent;
 use packrun_protocol::quic::{ReadError, close};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::Clock;
@@ -13,15 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError};
 use tokio::time::Instant;
 
-use super::dial::{Addresses, DialError, is_superseded, jittered, refusal};
-use super::epoch;
-use super::identity::{Member, Store};
+use super::dial::{Addresses, DialError, is_superseded, refusal};
 use super::journal::{News, Reader};
 use super::line::{Line, Signal};
-use super::machine::{Input, Machine, Moment, Output, RENEW_RETRY, Seen};
+use super::machine::{Input, Machine, Moment, Output};
+use super::membership::Membership;
 use super::transfer::Transfers;
 use super::work::Works;
-use super::{LinkError, LinkSettings, Stop};
+use super::{LinkError, Stop, stopped};
 use crate::artifacts::cache::Cache;
 use crate::executor::ipc::{Order, Request};
 use crate::spool::Record;
@@ -41,8 +40,7 @@ pub(super) struct Link {
     state: PathBuf,
     machine: Machine,
     clock: Clock,
-    store: Store,
-    member: Member,
+    membership: Membership,
     addresses: Addresses,
     /// Since when the coordinator lets the agent in.
     welcomed_at: Option<Instant>,
@@ -74,11 +72,10 @@ enum Turn {
 impl Link {
     #[expect(clippy::too_many_arguments, reason = "made once, of what `run` has opened")]
     pub(super) fn new(
-        settings: LinkSettings,
+        state: PathBuf,
         machine: Machine,
         clock: Clock,
-        store: Store,
-        member: Member,
+        membership: Membership,
         addresses: Addresses,
         cache: Cache,
         reader: Reader,
@@ -86,11 +83,10 @@ impl Link {
     ) -> Self {
         let (connections, current) = watch::channel(None);
         Self {
-            state: settings.state,
+            state,
             machine,
             clock,
-            store,
-            member,
+            membership,
             addresses,
             welcomed_at: None,
             line: Line::after(Duration::ZERO),
@@ -101,13 +97,42 @@ impl Link {
         }
     }
 
+    /// Serves until it is told to stop, or may not any more. Who isn't let in and has a token may become another.
     pub(super) async fn run(
         mut self,
         mut news: mpsc::Receiver<News>,
         mut requests: mpsc::Receiver<Request>,
         mut stop: watch::Receiver<Stop>,
     ) -> Result<(), LinkError> {
-        self.feed(self.renew_at()).await;
+        loop {
+            let served = self.serve(&mut news, &mut requests, &mut stop).await;
+            match served {
+                Err(LinkError::Expired | LinkError::NotAllowed { .. }) => {}
+                Ok(()) => {
+                    self.line.farewell().await;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            self.hang_up(Duration::ZERO);
+            self.addresses.succeeded();
+            let is_another = tokio::select! {
+                is_another = self.membership.join_again(&mut self.addresses) => is_another,
+                () = stopped(&mut stop) => false,
+            };
+            if !is_another {
+                return served;
+            }
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        news: &mut mpsc::Receiver<News>,
+        requests: &mut mpsc::Receiver<Request>,
+        stop: &mut watch::Receiver<Stop>,
+    ) -> Result<(), LinkError> {
+        self.feed(self.membership.renewal()).await;
         let wanted = *stop.borrow_and_update();
         let mut stopping = self.obey(wanted).await;
         let mut is_told = true;
@@ -164,7 +189,6 @@ impl Link {
                 Turn::Tick => self.feed(Input::Tick).await,
             }
         }
-        self.line.farewell().await;
         Ok(())
     }
 
@@ -201,12 +225,12 @@ impl Link {
     }
 
     fn dial(&mut self) -> Result<(), LinkError> {
-        if self.member.certificate.not_after <= moment(self.clock).wall {
+        if self.membership.is_over() {
             return Err(LinkError::Expired);
         }
         // There is one: the configuration has at least one.
         let address = self.addresses.next().unwrap_or_default();
-        self.line = Line::dial(address, self.member.config.clone(), self.addresses.limit());
+        self.line = Line::dial(address, self.membership.member.config.clone(), self.addresses.limit());
         Ok(())
     }
 
@@ -224,6 +248,9 @@ impl Link {
 
     /// Whether a lost connection says that the agent need not come back.
     fn check_refusal(&mut self, address: &str, error: Option<&ConnectionError>) -> Result<(), LinkError> {
+        if error.is_some_and(is_superseded) {
+            return Err(LinkError::Superseded { address: address.to_owned() });
+        }
         let Some(refusal) = error.and_then(refusal) else {
             self.addresses.not_refused(address);
             return Ok(());
@@ -264,15 +291,21 @@ impl Link {
             Output::Send(message) => self.say(message),
             Output::Order(order) => {
                 match &order {
-                    Order::LogAck(acks) => self.reader.acknowledge(acks.clone()).await,
+                    Order::LogAck(acks) if !self.reader.acknowledge(acks.clone()).await => {
+                        return Some(Input::Broken("it acknowledges entries of a log that were never sent"));
+                    }
                     Order::Cancel { attempt, .. } => self.works.forget(*attempt),
                     _ => {}
                 }
                 self.order(order).await;
             }
-            Output::Welcomed(name) => {
+            Output::Welcomed { name, refused } => {
                 let dialed = &self.line.session()?.dialed;
                 tracing::info!(%name, coordinator = dialed.address, "connected");
+                if !refused.is_empty() {
+                    let why = "only an invitation grants labels with these keys, and this agent's didn't";
+                    tracing::warn!(labels = %refused, why, "some of the agent's labels don't count");
+                }
                 self.connections.send_replace(Some(dialed.connection.clone()));
                 self.addresses.succeeded();
                 self.welcomed_at = Some(Instant::now());
@@ -288,9 +321,9 @@ impl Link {
             Output::Drained(drained) => {
                 tracing::info!(drained, "the coordinator changed whether this agent is given attempts");
             }
-            Output::Epoch(seen) => self.keep_epoch(seen).await,
+            Output::Epoch(seen) => self.membership.keep_epoch(&self.state, seen).await,
             Output::Renew => self.ask_renewal(),
-            Output::Install(certificate) => return Some(self.install(certificate).await),
+            Output::Install(certificate) => return Some(self.membership.install(certificate).await),
             Output::Leave(leave) => {
                 if let Line::Up(session) = &self.line {
                     session.leave(leave, &mut self.addresses);
@@ -318,14 +351,7 @@ impl Link {
         let (address, connection) = (session.dialed.address.clone(), session.dialed.connection.clone());
         let closed = connection.close_reason();
         self.check_refusal(&address, closed.as_ref())?;
-        let is_superseded = closed.as_ref().is_some_and(is_superseded);
-        if is_superseded {
-            tracing::error!(
-                address,
-                "another process came with this agent's identity; is the state folder copied?"
-            );
-        }
-        let wait = if is_superseded { self.addresses.longest_wait() } else { self.wait() };
+        let wait = self.wait();
         let error = error as &dyn std::error::Error;
         tracing::warn!(address, error, retry_in = ?wait, "the connection to the coordinator was lost");
         close(&connection, CloseCode::Protocol, "the control stream can't be read on");
@@ -338,42 +364,11 @@ impl Link {
         self.line = Line::after(wait);
     }
 
-    async fn keep_epoch(&self, seen: Seen) {
-        let (state, ca) = (self.state.clone(), self.member.ca);
-        let kept = tokio::task::spawn_blocking(move || epoch::write(&state, &ca, seen));
-        if let Ok(Err(error)) = kept.await {
-            tracing::warn!(%error, "the coordinator's epoch can't be kept in the state folder");
-        }
-    }
-
-    /// When the certificate is to be renewed: after about two thirds of its life, not all agents at once.
-    fn renew_at(&self) -> Input {
-        let certificate = &self.member.certificate;
-        let life = certificate.not_after.since(certificate.not_before);
-        Input::RenewAt(certificate.renew_at() - jittered(life / 20))
-    }
-
     fn ask_renewal(&mut self) {
-        match self.member.request() {
+        match self.membership.member.request() {
             Ok(request) => self.say(FromAgent::Renew(request)),
             Err(error) => tracing::error!(%error, "the request for a new certificate can't be made"),
         }
-    }
-
-    async fn install(&mut self, certificate: Pem) -> Input {
-        let (store, member) = (self.store.clone(), self.member.clone());
-        let renewed = tokio::task::spawn_blocking(move || store.renew(&member, certificate.as_str())).await;
-        let why = match renewed {
-            Ok(Ok(member)) => {
-                tracing::info!(until = %member.certificate.not_after, "the certificate was renewed");
-                self.member = member;
-                return self.renew_at();
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(why, "the renewed certificate can't be used; it is asked for again");
-        Input::RenewAt(moment(self.clock).wall + RENEW_RETRY)
     }
 }
 

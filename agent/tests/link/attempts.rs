@@ -52,7 +52,7 @@ async fn a_log_comes_whole_and_once_over_a_dropped_connection() {
     let (agent, mut peer) = fake.join(&folder).await;
     let attempt = peer.assign(script(&in_two_parts(&folder))).await;
     peer.started(attempt).await;
-    let mut stream = within(peer.connection.accept_uni()).await.unwrap();
+    let mut stream = peer.log_stream().await;
     let mut byte = [0];
     within(stream.read_exact(&mut byte)).await.unwrap();
     peer.vanish();
@@ -164,7 +164,7 @@ async fn an_agent_that_comes_back_reports_what_it_lost() {
     let attempt = peer.assign(script("echo line 0; exec sleep 1000")).await;
     peer.started(attempt).await;
     // The log was begun, so it is in the journal.
-    within(peer.connection.accept_uni()).await.unwrap();
+    peer.log_stream().await;
     peer.vanish();
     agent.stop(Stop::Now).await;
 
@@ -248,7 +248,7 @@ async fn a_log_stream_that_is_stopped_is_opened_again_from_what_is_acknowledged(
     let (agent, mut peer) = fake.join(&folder).await;
     let attempt = peer.assign(script(&in_two_parts(&folder))).await;
     peer.started(attempt).await;
-    let mut stream = FrameReader::new(within(peer.connection.accept_uni()).await.unwrap());
+    let mut stream = FrameReader::new(peer.log_stream().await);
     let header = within(stream.expect::<StreamHeader>()).await.unwrap();
     assert_eq!(header, StreamHeader::Log { attempt, from: 0 });
     let mut buffer = bytes::BytesMut::new();

@@ -1,5 +1,6 @@
 //! A small coordinator on real QUIC, whose every word the test decides, and a real agent that serves it.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,23 +13,24 @@ use packrun_protocol::block::Block;
 use packrun_protocol::bounded::BoundedText;
 use packrun_protocol::cert::{AgentCertificate, Authority};
 use packrun_protocol::control::{
-    Assignment, FromAgent, FromCoordinator, HeldAnswer, Hello, MINOR, ToAgent, Welcome,
+    FromAgent, FromCoordinator, HeldAnswer, Hello, MINOR, Ping, ToAgent, Welcome,
 };
-use packrun_protocol::id::{
-    AgentId, AttemptId, AttemptNumber, Epoch, EpochProof, JobRunId, PackRunId, TokenId,
-};
-use packrun_protocol::job::{Action, Definition};
+use packrun_protocol::id::{AgentId, AttemptId, Epoch, EpochProof, TokenId};
+use packrun_protocol::job::Definition;
 use packrun_protocol::join_token::JoinToken;
+use packrun_protocol::name::Labels;
 use packrun_protocol::quic::{
     Admission, FrameReader, FrameWriter, Peer as Who, ReadError, ServerIdentity, let_in, peer, server_config,
 };
 use packrun_protocol::state::{Outcome, Reason};
 use packrun_protocol::stream::{CloseCode, Enrol, EnrolAnswer, JoinSecret, StreamHeader, Upload};
-use packrun_protocol::time::Clock;
-use quinn::{Connection, Endpoint};
+use packrun_protocol::time::{Clock, Timestamp};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+pub(crate) use crate::jobs::{assignment, script};
 
 /// How long anything may take that is not bound to be quick, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,7 +60,11 @@ pub(crate) struct Fake {
     pub(crate) gate: Arc<Gate>,
     pub(crate) epoch: Epoch,
     pub(crate) agent: AgentId,
+    /// For how long it issues certificates, and how long before their making they seem to be made.
     pub(crate) valid: Duration,
+    pub(crate) age: Duration,
+    /// Microseconds by which its clock is ahead.
+    ahead: i64,
     pub(crate) token: TokenId,
     secret: JoinSecret,
 }
@@ -71,7 +77,11 @@ pub(crate) struct Peer {
     pub(crate) receive: FrameReader,
     pub(crate) epoch: Epoch,
     pub(crate) lease: Duration,
+    pub(crate) heartbeat: Duration,
+    ahead: i64,
     agent: AgentId,
+    /// What was said while something else was waited for.
+    heard: VecDeque<FromAgent>,
 }
 
 /// A running agent.
@@ -90,7 +100,12 @@ pub(crate) struct Log {
 
 impl Fake {
     pub(crate) fn start() -> Self {
-        let now = Clock::start().now();
+        Self::ahead(0)
+    }
+
+    /// One whose clock is so many microseconds ahead.
+    pub(crate) fn ahead(ahead: i64) -> Self {
+        let now = now(ahead);
         let (ca, _) = Authority::create(now).unwrap();
         let identity = ca.issue_coordinator(now, VALID).unwrap();
         let gate = Arc::new(Gate::default());
@@ -98,7 +113,8 @@ impl Fake {
         let endpoint = Endpoint::server(server_config(&server, gate.clone()).unwrap(), LOOPBACK).unwrap();
         let (agent, secret) = (AgentId::generate(), JoinSecret([7; 32]));
         let token = TokenId::from_bytes([3; 16]);
-        Self { ca, endpoint, gate, epoch: Epoch(5), agent, valid: VALID, token, secret }
+        let (epoch, age) = (Epoch(5), Duration::ZERO);
+        Self { ca, endpoint, gate, epoch, agent, valid: VALID, age, ahead, token, secret }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -119,21 +135,31 @@ impl Fake {
 
     /// Enrols the next one who asks, or refuses.
     pub(crate) async fn enrol(&self, refusal: Option<&str>) -> Enrol {
+        self.enrol_with(|enrol| match refusal {
+            Some(words) => EnrolAnswer::Refused(Reason::new(words)),
+            None => self.granted(enrol),
+        })
+        .await
+    }
+
+    /// The good answer.
+    pub(crate) fn granted(&self, enrol: &Enrol) -> EnrolAnswer {
+        EnrolAnswer::Granted {
+            agent: self.agent,
+            certificate: self.certificate(enrol.request.as_str()),
+            ca: BoundedText::try_from(self.ca.certificate_pem()).unwrap(),
+        }
+    }
+
+    /// Answers the next one who wants to enrol.
+    pub(crate) async fn enrol_with(&self, answer: impl FnOnce(&Enrol) -> EnrolAnswer) -> Enrol {
         let connection = self.incoming().await;
         assert_eq!(peer(&connection), Some(Who::Joining));
         let (send, receive) = within(connection.accept_bi()).await.unwrap();
         let (mut send, mut receive) = (FrameWriter::new(send), FrameReader::new(receive));
         let enrol: Enrol = within(receive.expect()).await.unwrap();
         assert_eq!((enrol.token, enrol.secret), (self.token().id, self.secret));
-        let answer = match refusal {
-            Some(words) => EnrolAnswer::Refused(Reason::new(words)),
-            None => EnrolAnswer::Granted {
-                agent: self.agent,
-                certificate: self.certificate(enrol.request.as_str()),
-                ca: BoundedText::try_from(self.ca.certificate_pem()).unwrap(),
-            },
-        };
-        send.send(&answer).await.unwrap();
+        send.send(&answer(&enrol)).await.unwrap();
         send.stream().finish().unwrap();
         within(connection.closed()).await;
         enrol
@@ -143,7 +169,8 @@ impl Fake {
         &self,
         request: &str,
     ) -> BoundedText<{ packrun_protocol::limit::CERTIFICATE_BYTES_MAX }> {
-        let issued = self.ca.issue_agent(request, self.agent, Clock::start().now(), self.valid).unwrap();
+        let made_at = now(self.ahead) - self.age;
+        let issued = self.ca.issue_agent(request, self.agent, made_at, self.valid).unwrap();
         BoundedText::try_from(issued).unwrap()
     }
 
@@ -167,7 +194,20 @@ impl Fake {
         assert_eq!(within(receive.expect::<StreamHeader>()).await.unwrap(), StreamHeader::Control);
         let_in(&connection);
         let FromAgent::Hello(hello) = within(receive.expect()).await.unwrap() else { panic!("no Hello") };
-        Peer { connection, hello, send, receive, epoch: self.epoch, lease: PATIENCE, agent: self.agent }
+        let (epoch, lease, heartbeat) = (self.epoch, PATIENCE, Duration::from_secs(1));
+        let (ahead, agent) = (self.ahead, self.agent);
+        Peer {
+            connection,
+            hello,
+            send,
+            receive,
+            epoch,
+            lease,
+            heartbeat,
+            ahead,
+            agent,
+            heard: VecDeque::new(),
+        }
     }
 
     /// An agent in `folder` that has joined, and its first session, welcomed.
@@ -184,6 +224,10 @@ impl Fake {
 /// What a coordinator of this epoch gives as proof of it.
 pub(crate) fn proof(epoch: Epoch) -> EpochProof {
     EpochProof::from_bytes([epoch.0 as u8; 32])
+}
+
+fn now(ahead: i64) -> Timestamp {
+    Timestamp::from_micros(Clock::start().now().as_micros() + ahead)
 }
 
 pub(crate) fn state(folder: &TempDir) -> PathBuf {
@@ -217,9 +261,10 @@ impl Peer {
             name: "host-1-2".parse().unwrap(),
             api: "http://127.0.0.1:7080".try_into().unwrap(),
             lease: self.lease,
-            heartbeat: Duration::from_secs(1),
+            heartbeat: self.heartbeat,
             attempts: attempts.try_into().unwrap(),
             proof: proof(self.epoch),
+            refused: Labels::default(),
         };
         self.say(ToAgent::Welcome(welcome)).await;
     }
@@ -231,14 +276,27 @@ impl Peer {
 
     /// What the agent says next, beside its pings, which are answered.
     pub(crate) async fn next(&mut self) -> Result<FromAgent, ReadError> {
+        if let Some(message) = self.heard.pop_front() {
+            return Ok(message);
+        }
         loop {
             match within(self.receive.expect()).await? {
-                FromAgent::Ping(ping) => {
-                    let pong = ToAgent::Pong { sent: ping.sent, answered: Clock::start().now() };
-                    self.say(pong).await;
-                }
+                FromAgent::Ping(ping) => self.pong(ping).await,
                 message => return Ok(message),
             }
+        }
+    }
+
+    /// Answers a ping.
+    pub(crate) async fn pong(&mut self, ping: Ping) {
+        self.say(ToAgent::Pong { sent: ping.sent, answered: now(self.ahead) }).await;
+    }
+
+    /// The code that the agent closes the connection with.
+    pub(crate) async fn closed(&self) -> Option<CloseCode> {
+        match within(self.connection.closed()).await {
+            ConnectionError::ApplicationClosed(close) => CloseCode::from_wire(close.error_code.into()),
+            other => panic!("{other}"),
         }
     }
 
@@ -273,9 +331,26 @@ impl Peer {
         }
     }
 
+    /// The next log stream. No log comes before a ping was answered, so pings are.
+    pub(crate) async fn log_stream(&mut self) -> RecvStream {
+        within(async {
+            loop {
+                let message = tokio::select! {
+                    stream = self.connection.accept_uni() => return stream.unwrap(),
+                    message = self.receive.expect() => message.unwrap(),
+                };
+                match message {
+                    FromAgent::Ping(ping) => self.pong(ping).await,
+                    message => self.heard.push_back(message),
+                }
+            }
+        })
+        .await
+    }
+
     /// The next log stream, to its end.
-    pub(crate) async fn log(&self) -> Log {
-        let mut reader = FrameReader::new(within(self.connection.accept_uni()).await.unwrap());
+    pub(crate) async fn log(&mut self) -> Log {
+        let mut reader = FrameReader::new(self.log_stream().await);
         let StreamHeader::Log { attempt, from } = within(reader.expect()).await.unwrap() else {
             panic!("no log");
         };
@@ -317,27 +392,5 @@ impl Log {
     pub(crate) fn lines(&self) -> Vec<(u64, String)> {
         let entries = self.blocks.iter().flat_map(Block::entries);
         entries.map(|entry| (entry.seq, String::from_utf8_lossy(&entry.text).into_owned())).collect()
-    }
-}
-
-pub(crate) fn script(text: &str) -> Definition {
-    Definition {
-        action: Action::Script(text.to_owned()),
-        env: vec![],
-        workdir: None,
-        timeout: None,
-        artifacts: vec![],
-        inputs: vec![],
-    }
-}
-
-pub(crate) fn assignment(definition: Definition) -> Assignment {
-    Assignment {
-        attempt: AttemptId { job_run: JobRunId::generate(), number: AttemptNumber::FIRST },
-        pack_run: PackRunId::generate(),
-        pack: "demo".parse().unwrap(),
-        version: 1,
-        key: "test".parse().unwrap(),
-        definition: Arc::new(definition),
     }
 }

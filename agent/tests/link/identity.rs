@@ -8,6 +8,7 @@ use packrun_agent::{AgentError, Stop};
 use packrun_protocol::cert::AgentCertificate;
 use packrun_protocol::control::{FromAgent, HeldAnswer, ToAgent};
 use packrun_protocol::id::{AgentId, Epoch, TokenId};
+use packrun_protocol::state::Verdict;
 use packrun_protocol::stream::CloseCode;
 
 use crate::fake::{Fake, script, start, state, within};
@@ -110,8 +111,13 @@ async fn a_revoked_agent_is_let_in_again_by_a_new_token() {
     assert!(agent.error().await.is_not_allowed());
 
     fake.token = TokenId::from_bytes([4; 16]);
+    let agent = start(fake.config(&folder));
+    // It may be that it was let in again, so it tries that first.
+    let peer = fake.meet().await;
+    packrun_protocol::quic::close(&peer.connection, CloseCode::Revoked, words);
     fake.agent = AgentId::generate();
-    let (agent, _peer) = fake.join(&folder).await;
+    fake.enrol(None).await;
+    fake.meet().await.welcome(|_| panic!("nothing is held")).await;
     agent.stop(Stop::Drain).await;
     // The same token makes no second one.
     let agent = start(fake.config(&folder));
@@ -120,15 +126,74 @@ async fn a_revoked_agent_is_let_in_again_by_a_new_token() {
 }
 
 #[tokio::test]
-async fn an_agent_whose_other_token_is_refused_stays_who_it_is() {
+async fn an_agent_that_is_let_in_stays_who_it_is_whatever_token_it_is_given() {
     let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     let (agent, _peer) = fake.join(&folder).await;
     agent.stop(Stop::Drain).await;
     fake.token = TokenId::from_bytes([4; 16]);
     let agent = start(fake.config(&folder));
-    fake.enrol(Some("it was used before")).await;
-    fake.meet().await;
+    fake.meet().await.welcome(|_| panic!("nothing is held")).await;
     agent.stop(Stop::Drain).await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_put_there_meanwhile_brings_a_refused_agent_back() {
+    let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("token");
+    std::fs::write(&file, fake.token().to_string()).unwrap();
+    let mut config = fake.config(&folder);
+    (config.join_token, config.join_token_file) = (None, Some(file.clone()));
+    let agent = start(config);
+    fake.enrol(None).await;
+    let mut peer = fake.meet().await;
+    peer.welcome(|_| panic!("nothing is held")).await;
+    let attempt = peer.assign(script("exec sleep 1000")).await;
+    peer.started(attempt).await;
+
+    fake.token = TokenId::from_bytes([4; 16]);
+    std::fs::write(&file, fake.token().to_string()).unwrap();
+    packrun_protocol::quic::close(&peer.connection, CloseCode::CertificateRequired, "no such agent");
+    fake.agent = AgentId::generate();
+    fake.enrol(None).await;
+    let mut peer = fake.meet().await;
+    assert_eq!(peer.hello.attempts[0].attempt, attempt, "the coordinator says what becomes of it");
+    peer.welcome(|_| HeldAnswer::Fenced).await;
+    // The same token again is no way back.
+    packrun_protocol::quic::close(&peer.connection, CloseCode::Revoked, "revoked");
+    assert!(words(&agent.error().await).contains("revoked"));
+}
+
+#[tokio::test]
+async fn a_superseded_agent_ends_and_does_not_fight_back() {
+    let (fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
+    let (agent, peer) = fake.join(&folder).await;
+    packrun_protocol::quic::close(
+        &peer.connection,
+        CloseCode::Superseded,
+        "the agent has a newer connection",
+    );
+    let error = agent.error().await;
+    assert!(error.is_not_allowed() && words(&error).contains("a folder of its own"), "{}", words(&error));
+}
+
+#[tokio::test]
+async fn clocks_that_are_an_hour_apart_are_no_trouble_and_are_told() {
+    for ahead in [3_600_000_000, -3_600_000_000] {
+        let (fake, folder) = (Fake::ahead(ahead), tempfile::tempdir().unwrap());
+        let (agent, mut peer) = fake.join(&folder).await;
+        let told = loop {
+            let FromAgent::Ping(ping) = within(peer.receive.expect()).await.unwrap() else { panic!() };
+            peer.pong(ping).await;
+            if let Some(offset) = ping.offset {
+                break offset;
+            }
+        };
+        assert!(told.micros.abs_diff(ahead) <= told.error_micros + 1_000_000, "{told:?}");
+        let attempt = peer.assign(script("echo a")).await;
+        assert_eq!(peer.ended(attempt).await.verdict, Verdict::Succeeded);
+        peer.say(ToAgent::Settled(vec![attempt])).await;
+        agent.stop(Stop::Drain).await;
+    }
 }
 
 #[tokio::test]
@@ -169,10 +234,10 @@ async fn one_state_folder_is_one_agents() {
 async fn a_certificate_is_renewed_before_its_time_is_over() {
     let (mut fake, folder) = (Fake::start(), tempfile::tempdir().unwrap());
     // Two thirds of it are over at once: it is as long valid before its making as after.
-    fake.valid = Duration::from_secs(20);
+    (fake.valid, fake.age) = (Duration::from_secs(100), Duration::from_secs(50));
     let (agent, mut peer) = fake.join(&folder).await;
     let FromAgent::Renew(request) = peer.next().await.unwrap() else { panic!("no renewal") };
-    fake.valid = Duration::from_secs(24 * 3600);
+    (fake.valid, fake.age) = (Duration::from_secs(24 * 3600), Duration::ZERO);
     peer.say(ToAgent::Certificate(fake.certificate(request.as_str()))).await;
     // What comes behind it is answered behind it.
     peer.say(ToAgent::Goodbye { restarting: true, reason: packrun_protocol::state::Reason::new("") }).await;
@@ -184,7 +249,7 @@ async fn a_certificate_is_renewed_before_its_time_is_over() {
     agent.stop(Stop::Drain).await;
 }
 
-fn words(error: &AgentError) -> String {
+pub(crate) fn words(error: &AgentError) -> String {
     let mut words = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {

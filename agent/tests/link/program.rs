@@ -54,7 +54,7 @@ async fn a_killed_agent_comes_back_and_reports_what_it_lost() {
     let attempt = peer.assign(script("echo a; echo b; exec sleep 1000")).await;
     peer.started(attempt).await;
     let mut came = 0;
-    let mut stream = within(peer.connection.accept_uni()).await.unwrap();
+    let mut stream = peer.log_stream().await;
     // Both lines are in the journal before they are sent.
     while came < 60 {
         came += within(stream.read_chunk(1 << 20, true)).await.unwrap().unwrap().bytes.len();

@@ -62,7 +62,7 @@ impl Core {
         if let Some(session) = agent.session {
             self.out.effects.push(Effect::Drain { agent: id, session, drained: draining });
         }
-        self.schedule.set_open(id, agent.is_open());
+        self.schedule.set_availability(id, agent.availability());
         Ok(Reply::Done)
     }
 
@@ -70,7 +70,7 @@ impl Core {
     pub(super) fn set_declining(&mut self, id: AgentId, declines: bool) {
         let Some(agent) = self.agents.get_mut(&id) else { return };
         agent.declines = declines;
-        self.schedule.set_open(id, agent.is_open());
+        self.schedule.set_availability(id, agent.availability());
     }
 
     /// Shuts an agent out. What it holds is lost at once: it will never report again.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use packrun_protocol::control::HeldAttempt;
+use packrun_protocol::control::{HeldAttempt, Isolation};
 use packrun_protocol::id::{AgentId, AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::path::RelativePath;
@@ -160,6 +160,8 @@ pub struct Capacity {
     pub cpu_millis: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// How its host keeps attempts apart.
+    pub isolation: Isolation,
 }
 
 /// What an agent says of itself when its session begins.

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use packrun_protocol::control::HeldPhase;
 use packrun_protocol::id::AgentId;
-use packrun_protocol::name::Labels;
 use packrun_protocol::state::{AttemptState, JobRunState, Reason};
 
 use super::Core;
@@ -40,16 +39,17 @@ impl Core {
             standings.push((held.attempt, standing));
             reported.extend(place.map(|place| (place, held.phase)));
         }
-        self.out.effects.push(Effect::Welcome { agent: id, session, epoch: self.epoch, standings });
         let Some(agent) = self.agents.get(&id) else { return };
+        let (epoch, refused) = (self.epoch, agent.refused());
+        self.out.effects.push(Effect::Welcome { agent: id, session, epoch, standings, refused });
         if agent.row.state == AgentState::Drained {
             self.out.effects.push(Effect::Drain { agent: id, session, drained: true });
         }
-        let (open, holds) = (agent.is_open(), agent.held.clone());
+        let (availability, holds) = (agent.availability(), agent.held.clone());
         for place in holds {
             self.reconcile(id, place, reported.get(&place).copied());
         }
-        self.schedule.set_open(id, open);
+        self.schedule.set_availability(id, availability);
     }
 
     /// Lets the session take the place of an older one.
@@ -60,18 +60,16 @@ impl Core {
         capacity: Capacity,
         draining: bool,
     ) -> Result<(), CloseReason> {
-        let agent = self.agents.get_mut(&id).ok_or(CloseReason::Unknown)?;
+        let agent = self.agents.get(&id).ok_or(CloseReason::Unknown)?;
         if agent.row.state == AgentState::Revoked {
             return Err(CloseReason::Revoked);
         }
         if agent.session.is_some_and(|newer| newer > session) {
             return Err(CloseReason::Superseded);
         }
-        let pairs = |labels: &Labels| {
-            labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect::<Vec<_>>()
-        };
-        let all = pairs(&capacity.labels).into_iter().chain(pairs(&agent.row.granted));
-        let labels = Labels::new(all).map_err(|_| CloseReason::Labels)?;
+        let labels = self.labels_of(&capacity.labels, &agent.row.granted).map_err(|_| CloseReason::Labels)?;
+        let agent = self.agents.get_mut(&id).ok_or(CloseReason::Unknown)?;
+        agent.claimed = capacity.labels;
         let capacity = Capacity { labels, ..capacity };
         if let Some(older) = agent.session.replace(session).filter(|older| *older != session) {
             let why = CloseReason::Superseded;
@@ -117,7 +115,7 @@ impl Core {
     pub(super) fn disconnect(&mut self, id: AgentId) {
         let Some(agent) = self.agents.get_mut(&id) else { return };
         agent.session = None;
-        self.schedule.set_open(id, false);
+        self.schedule.set_availability(id, agent.availability());
         self.begin_lease(id);
     }
 

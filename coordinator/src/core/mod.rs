@@ -19,7 +19,9 @@ mod attempt;
 pub mod change;
 mod deadline;
 pub mod event;
+mod explain;
 mod job;
+mod labels;
 mod lease;
 pub mod outcome;
 pub mod plan;
@@ -104,6 +106,8 @@ pub struct Core {
     names: BTreeMap<Name, u64>,
     /// The tokens that have not ended, expired ones perhaps among them.
     tokens: BTreeMap<TokenId, TokenRow>,
+    /// The keys of labels that are granted and can't be claimed, and by how many tokens and agents.
+    reserved: BTreeMap<String, u32>,
     keys: BTreeMap<Arc<str>, (PackRunId, Idempotency)>,
     /// The keys of pack runs that have ended, until they are forgotten.
     ended_keys: BTreeMap<PackRunId, Arc<str>>,
@@ -129,6 +133,7 @@ impl Core {
             agents: BTreeMap::new(),
             names: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             keys: BTreeMap::new(),
             ended_keys: BTreeMap::new(),
             schedule: Schedule::default(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId, TokenId};
-use packrun_protocol::name::Name;
+use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::Reason;
 use packrun_protocol::time::Timestamp;
@@ -98,6 +98,8 @@ pub enum Effect {
         epoch: Epoch,
         /// What to do with each attempt it reported.
         standings: Vec<(AttemptId, Standing)>,
+        /// Those of its own labels that don't count.
+        refused: Labels,
     },
 }
 

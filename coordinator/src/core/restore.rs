@@ -12,7 +12,7 @@ use packrun_protocol::time::Timestamp;
 use thiserror::Error;
 
 use super::change::{
-    AgentRow, AgentState, ArtifactRow, AttemptRow, JobRunRow, PackRunRow, ProgressRow, TokenRow,
+    AgentRow, AgentState, ArtifactRow, AttemptRow, Grant, JobRunRow, PackRunRow, ProgressRow, TokenRow,
 };
 use super::deadline::Deadline;
 use super::plan::BACKOFF_MAX;
@@ -89,15 +89,26 @@ impl Core {
         let mut core = Self::new(config, epoch, now);
         core.packs = rows.packs;
         let held = rows.tokens.into_iter().filter(|token| token.end.is_none() && !token.is_expired(now));
-        core.tokens = held.map(|token| (token.id, token)).collect();
-        for row in rows.agents {
-            if let Some(capacity) = row.capacity.clone().filter(|_| row.state != AgentState::Revoked) {
-                core.schedule.set_capacity(row.id, capacity);
+        for token in held {
+            if let Grant::Join { labels, .. } = &token.grant {
+                core.reserve_keys(labels);
             }
+            core.tokens.insert(token.id, token);
+        }
+        for row in rows.agents {
+            core.reserve_keys(&row.granted);
             if row.state != AgentState::Revoked {
                 core.names.insert(row.name.clone(), 0);
             }
-            core.agents.insert(row.id, Agent::new(row));
+            let agent = Agent::new(row);
+            let (id, availability) = (agent.row.id, agent.availability());
+            if let Some(capacity) =
+                agent.row.capacity.clone().filter(|_| agent.row.state != AgentState::Revoked)
+            {
+                core.schedule.set_capacity(id, capacity);
+                core.schedule.set_availability(id, availability);
+            }
+            core.agents.insert(id, agent);
         }
         let mut quarantined = Vec::new();
         for live in rows.runs {

@@ -45,7 +45,7 @@ struct Class {
 impl Class {
     /// Ranks a matching agent among the free ones, if it has room. Says whether it has.
     fn rank(&mut self, agent: AgentId, host: &Host) -> bool {
-        let free = host.open && host.fits(&self.requirement);
+        let free = host.availability == Availability::Open && host.fits(&self.requirement);
         if free {
             self.free.insert((Reverse(host.slots_free()), agent));
         }
@@ -53,11 +53,24 @@ impl Class {
     }
 }
 
+/// Whether an agent may be given more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Availability {
+    /// It has no session.
+    #[default]
+    Away,
+    /// It wants nothing more, by its own word.
+    Declines,
+    /// Someone drained it.
+    Drained,
+    /// It may.
+    Open,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) capacity: Capacity,
-    /// Whether it may be given more: connected, and not drained.
-    pub(super) open: bool,
+    pub(super) availability: Availability,
     slots_used: u32,
     cpu_used: u64,
     memory_used: u128,
@@ -165,14 +178,14 @@ impl Schedule {
     }
 
     /// Lets an agent have more, or no more.
-    pub(super) fn set_open(&mut self, agent: AgentId, open: bool) {
-        self.update(agent, |host| host.open = open);
+    pub(super) fn set_availability(&mut self, agent: AgentId, availability: Availability) {
+        self.update(agent, |host| host.availability = availability);
     }
 
-    /// Knows an agent by what it can take, and keeps it closed until it is opened. What it holds stays taken.
+    /// Knows an agent by what it can take, and gives it nothing until it is available. What it holds stays taken.
     pub(super) fn set_capacity(&mut self, agent: AgentId, capacity: Capacity) {
         if self.hosts.get(&agent).is_some_and(|host| host.capacity == capacity) {
-            return self.set_open(agent, false);
+            return self.set_availability(agent, Availability::Away);
         }
         let mut host = self.remove(agent).unwrap_or_default();
         host.capacity = capacity;
@@ -186,7 +199,7 @@ impl Schedule {
     }
 
     pub(super) fn remove(&mut self, agent: AgentId) -> Option<Host> {
-        self.set_open(agent, false);
+        self.set_availability(agent, Availability::Away);
         let mut host = self.hosts.remove(&agent)?;
         host.classes.clear();
         for class in self.classes.values_mut() {

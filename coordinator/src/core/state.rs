@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber, JobRunId, PackRunId};
 use packrun_protocol::job::Requirement;
+use packrun_protocol::name::Labels;
 use packrun_protocol::path::RelativePath;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason};
 use packrun_protocol::stream::Content;
@@ -16,6 +17,7 @@ use packrun_protocol::time::Timestamp;
 use super::change::{AgentRow, AgentState, AttemptRow, JobRunRow, PackRunRow, ProgressRow};
 use super::event::SessionId;
 use super::plan::{JobIndex, PlannedJob, PlannedRun};
+use super::schedule::Availability;
 
 /// Where a job run lies. The order is the order of the queues: oldest pack run first, then the plan's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,18 +84,25 @@ pub(super) struct Agent {
     pub(super) session: Option<SessionId>,
     /// Whether it said in this session that it wants nothing more.
     pub(super) declines: bool,
+    /// The labels that it said it has, when its last session began.
+    pub(super) claimed: Labels,
     /// The job runs whose current attempt it holds.
     pub(super) held: BTreeSet<Place>,
 }
 
 impl Agent {
-    pub(super) const fn new(row: AgentRow) -> Self {
-        Self { row, session: None, declines: false, held: BTreeSet::new() }
+    pub(super) fn new(row: AgentRow) -> Self {
+        Self { row, session: None, declines: false, claimed: Labels::default(), held: BTreeSet::new() }
     }
 
     /// Whether it may be given more.
-    pub(super) fn is_open(&self) -> bool {
-        self.session.is_some() && !self.declines && self.row.state == AgentState::Active
+    pub(super) fn availability(&self) -> Availability {
+        match (self.row.state, self.session) {
+            (AgentState::Drained, _) => Availability::Drained,
+            (_, None) | (AgentState::Revoked, _) => Availability::Away,
+            (AgentState::Active, Some(_)) if self.declines => Availability::Declines,
+            (AgentState::Active, Some(_)) => Availability::Open,
+        }
     }
 }
 

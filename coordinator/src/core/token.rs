@@ -40,7 +40,10 @@ impl Core {
     ) -> Result<Reply, Refusal> {
         if self.tokens.len() >= TOKENS_MAX {
             let now = self.now;
-            self.tokens.retain(|_, token| !token.is_expired(now));
+            let expired = self.tokens.values().filter(|token| token.is_expired(now)).map(|token| token.id);
+            for id in expired.collect::<Vec<_>>() {
+                self.forget_token(id);
+            }
         }
         if self.tokens.len() >= TOKENS_MAX {
             return Err(Refusal::TooManyTokens);
@@ -49,6 +52,9 @@ impl Core {
             return Err(Refusal::Invalid("a token has this id already"));
         }
         let (created_at, expires_at) = (self.now, ttl.map(|ttl| self.now + ttl));
+        if let Grant::Join { labels, .. } = &grant {
+            self.reserve_keys(labels);
+        }
         let row = TokenRow { id, secret, grant, created_at, expires_at, end: None };
         self.out.changes.push(Change::Token(row.clone()));
         self.tokens.insert(id, row);
@@ -56,12 +62,22 @@ impl Core {
     }
 
     pub(super) fn revoke_token(&mut self, id: TokenId) -> Result<Reply, Refusal> {
-        let token = self.tokens.remove(&id).ok_or(Refusal::NoToken(id))?;
+        let token = self.forget_token(id).ok_or(Refusal::NoToken(id))?;
         self.out.changes.push(Change::Token(TokenRow { end: Some(TokenEnd::Revoked(self.now)), ..token }));
         Ok(Reply::Done)
     }
 
-    /// Uses up a join token; says which labels, and which name if any, it gives its agent.
+    /// Forgets a token that nobody used.
+    fn forget_token(&mut self, id: TokenId) -> Option<TokenRow> {
+        let token = self.tokens.remove(&id)?;
+        if let Grant::Join { labels, .. } = &token.grant {
+            self.free_keys(labels);
+        }
+        Some(token)
+    }
+
+    /// Uses up a join token; says which labels, and which name if any, it gives its agent. The labels stay reserved,
+    /// for that agent.
     pub(super) fn use_join_token(
         &mut self,
         id: TokenId,

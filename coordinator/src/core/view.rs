@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use packrun_protocol::id::{AgentId, AttemptId, Epoch, JobRunId, PackRunId};
-use packrun_protocol::job::{Definition, Requirement};
-use packrun_protocol::name::JobKey;
+use packrun_protocol::job::Definition;
+use packrun_protocol::name::{JobKey, Labels};
 use packrun_protocol::state::{JobRunState, Reason};
 use packrun_protocol::time::Timestamp;
 
 use super::change::AgentRow;
 use super::event::SessionId;
 use super::plan::Plan;
-use super::schedule::{Host, Schedule};
 use super::state::{Agent, JobRun, PackRun, Place};
 use super::{Config, Core, RestoreError};
 
@@ -27,11 +26,19 @@ pub struct AgentView<'a> {
     pub declines: bool,
     /// How many attempts it holds.
     pub held: usize,
+    agent: &'a Agent,
 }
 
 impl<'a> AgentView<'a> {
     fn of(agent: &'a Agent) -> Self {
-        Self { row: &agent.row, session: agent.session, declines: agent.declines, held: agent.held.len() }
+        let (session, declines, held) = (agent.session, agent.declines, agent.held.len());
+        Self { row: &agent.row, session, declines, held, agent }
+    }
+
+    /// Those of the labels it claims that don't count, while it is connected.
+    #[must_use]
+    pub fn refused(&self) -> Labels {
+        if self.session.is_some() { self.agent.refused() } else { Labels::default() }
     }
 }
 
@@ -130,7 +137,7 @@ impl Core {
         let words = match (job_run.state, job_run.ready_at) {
             (JobRunState::Blocked, _) => run.waits_for(job_run),
             (JobRunState::Queued, Some(at)) => format!("its next attempt is not before {at}"),
-            (JobRunState::Queued, None) => self.schedule.explain(run.requirement(place.index)),
+            (JobRunState::Queued, None) => self.explain(run.requirement(place.index)),
             _ => return None,
         };
         Some(Reason::new(&words))
@@ -149,9 +156,7 @@ impl Core {
                     .or_insert_with(|| Arc::new(Reason::new(&run.waits_for(job_run)))),
                 (JobRunState::Queued, None) => {
                     let wanted = run.requirement(index);
-                    queued
-                        .entry(wanted)
-                        .or_insert_with(|| Arc::new(Reason::new(&self.schedule.explain(wanted))))
+                    queued.entry(wanted).or_insert_with(|| Arc::new(Reason::new(&self.explain(wanted))))
                 }
                 (JobRunState::Queued, Some(at)) => {
                     let words = format!("its next attempt is not before {at}");
@@ -172,48 +177,5 @@ impl PackRun {
             open.then(|| self.planned_job(*need).name.as_str())
         });
         format!("it waits for {}", names.collect::<Vec<_>>().join(", "))
-    }
-}
-
-impl Schedule {
-    fn explain(&self, wanted: &Requirement) -> String {
-        let matching: Vec<&Host> = self.matching(wanted).collect();
-        if matching.is_empty() {
-            return self.explain_no_match(wanted);
-        }
-        let open: Vec<_> = matching.iter().filter(|host| host.open).collect();
-        let matched = match (matching.len(), wanted.labels.is_empty()) {
-            (1, true) => "1 agent could take it".to_owned(),
-            (count, true) => format!("{count} agents could take it"),
-            (1, false) => format!("1 agent matches {}", wanted.labels),
-            (count, false) => format!("{count} agents match {}", wanted.labels),
-        };
-        let away = match (matching.len(), matching.len() - open.len()) {
-            (1, 1) => "it is not connected or drained".to_owned(),
-            (all, away) if all == away => "none is connected and not drained".to_owned(),
-            (1, _) => "it is full".to_owned(),
-            (2, 0) => "both are full".to_owned(),
-            (_, 0) => "all are full".to_owned(),
-            (_, away) => format!("{} full, {away} not connected or drained", open.len()),
-        };
-        format!("{matched}; {away}")
-    }
-
-    fn explain_no_match(&self, wanted: &Requirement) -> String {
-        let missing = wanted
-            .labels
-            .iter()
-            .find(|(key, value)| !self.hosts().any(|host| host.capacity.labels.get(key) == Some(*value)));
-        if let Some((key, value)) = missing {
-            return format!("no agent has label {key}={value}");
-        }
-        if self.hosts().any(|host| host.capacity.labels.satisfy(&wanted.labels)) {
-            let (cpus, memory) = (f64::from(wanted.cpu_millis) / 1000.0, wanted.memory_bytes);
-            return format!("no agent with its labels has {cpus} cpus and {memory} bytes of memory");
-        }
-        if wanted.labels.is_empty() {
-            return "no agent has connected yet".to_owned();
-        }
-        format!("no agent has all of {}", wanted.labels)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AttemptId, Epoch};
+use packrun_protocol::name::Labels;
 use packrun_protocol::state::Reason;
 use tokio::sync::broadcast;
 
@@ -43,6 +44,8 @@ pub enum ToSession {
         epoch: Epoch,
         /// What to do with each attempt that was reported.
         standings: Vec<(AttemptId, Standing)>,
+        /// Those of the agent's own labels that don't count.
+        refused: Labels,
     },
 }
 
@@ -99,8 +102,8 @@ impl Outboxes {
                 Effect::Drain { session, drained, .. } => self.tell(session, ToSession::Drain(drained)),
                 Effect::Fence { session, attempt, .. } => self.tell(session, ToSession::Fence(attempt)),
                 Effect::Settled { session, attempt, .. } => self.tell(session, ToSession::Settled(attempt)),
-                Effect::Welcome { session, epoch, standings, .. } => {
-                    self.tell(session, ToSession::Welcome { epoch, standings });
+                Effect::Welcome { session, epoch, standings, refused, .. } => {
+                    self.tell(session, ToSession::Welcome { epoch, standings, refused });
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use packrun_protocol::id::{Digest, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition, Requirement};
-use packrun_protocol::name::{Labels, Name};
+use packrun_protocol::name::Name;
 use packrun_protocol::state::PackRunState;
 
 use super::*;
@@ -92,7 +92,7 @@ async fn enrol(engine: &Handle) -> AgentId {
 }
 
 fn slots(slots: u32) -> Arrival {
-    let capacity = Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 30, labels: Labels::default() };
+    let capacity = Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 30, ..Capacity::default() };
     Arrival { capacity, draining: false, held: Vec::new() }
 }
 

@@ -11,6 +11,7 @@ mod tls;
 pub use framed::{FrameReader, FrameWriter, ReadError, WriteError};
 pub use tls::{
     Admission, JoinConfig, MemberConfig, ServerIdentity, TlsError, join_config, member_config, server_config,
+    verify_member,
 };
 
 use std::sync::Arc;

@@ -22,6 +22,7 @@ use super::{agent_transport, coordinator_transport};
 use crate::cert::{AgentCertificate, Identity};
 use crate::id::Digest;
 use crate::stream::{ALPN_AGENT, ALPN_ENROL};
+use crate::time::Timestamp;
 
 /// Why a TLS set-up can't be made of the given certificates.
 #[derive(Debug, Error)]
@@ -104,6 +105,22 @@ pub fn member_config(member: &MemberConfig<'_>) -> Result<quinn::ClientConfig, T
         .with_root_certificates(roots(&ca)?)
         .with_client_auth_cert(chain, key(member.identity)?)?;
     client(tls, ALPN_AGENT)
+}
+
+/// Looks at an agent's certificate as the coordinator will: whether it is signed by the CA, is for an agent and holds
+/// at `now`. That it fits the key is seen by [`member_config`].
+///
+/// # Errors
+/// When it is not so, or a PEM is none.
+pub fn verify_member(member: &MemberConfig<'_>, now: Timestamp) -> Result<(), TlsError> {
+    let ca = certificate(member.ca_pem, "CA's certificate")?;
+    let own = certificate(&member.identity.certificate_pem, "agent's certificate")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&ca)?.into(), provider())
+        .build()
+        .map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let now = UnixTime::since_unix_epoch(now.since(Timestamp::default()));
+    verifier.verify_client_cert(&own, &[], now)?;
+    Ok(())
 }
 
 /// What a joining agent believes.

@@ -72,6 +72,7 @@ pub(crate) fn from_agent() -> Vec<(&'static str, FromAgent)> {
         .try_into()
         .unwrap(),
         proof: Some(EpochProof::from_bytes([8; 32])),
+        isolation: Isolation::Subreaper,
     };
     let offset = Some(ClockOffset { micros: -7, error_micros: 40 });
     vec![
@@ -101,6 +102,7 @@ pub(crate) fn to_agent() -> Vec<(&'static str, FromCoordinator)> {
         .try_into()
         .unwrap(),
         proof: EpochProof::from_bytes([8; 32]),
+        refused: Labels::new([("gpu".to_owned(), "yes".to_owned())]).unwrap(),
     };
     let assignment = Assignment {
         attempt: attempt(),

@@ -43,6 +43,8 @@ impl Held {
 
     pub(super) fn forget_session(&mut self) {
         (self.told, self.greeted) = (Told::Nothing, Told::Nothing);
+        // What another coordinator said of it need not be so.
+        self.acked = 0;
     }
 
     /// What Hello says of it.

@@ -1,15 +1,17 @@
 //! What the machine does while the coordinator listens.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use packrun_protocol::control::{Assignment, FromAgent, HeldAnswer, Ping, ToAgent, Welcome};
+use packrun_protocol::control::{ApiUrl, Assignment, FromAgent, HeldAnswer, Ping, ToAgent, Welcome};
 use packrun_protocol::id::{AttemptId, AttemptNumber, Epoch};
 use packrun_protocol::limit;
+use packrun_protocol::name::Name;
 use packrun_protocol::state::{Outcome, Reason, Verdict};
-use packrun_protocol::time::ClockOffset;
+use packrun_protocol::time::{ClockOffset, Timestamp};
 
 use super::held::Held;
-use super::{Leave, Live, Machine, Moment, Output, RENEW_RETRY, Session};
+use super::{ANSWER_LIMIT, Leave, Machine, Moment, Output, Session};
 use crate::executor::ipc::Order;
 
 /// The heartbeat that is kept, whatever the coordinator wants.
@@ -20,6 +22,31 @@ const LEASE_MAX: Duration = Duration::from_secs(3600);
 
 /// Most pings that wait for their answer.
 const PINGS_MAX: usize = 16;
+
+/// What is known while the coordinator listens.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// What the coordinator calls the agent.
+    pub(super) name: Name,
+    pub(super) api: ApiUrl,
+    pub(super) heartbeat: Duration,
+    /// When the pings that are not answered were sent, by the machine's own `sent`.
+    pub(super) pings: VecDeque<Moment>,
+    pub(super) next_ping: Timestamp,
+    /// When what the coordinator answered last was sent.
+    pub(super) answered: Moment,
+    /// Whether it said that it hands out nothing for now.
+    pub(super) drained: bool,
+    /// The logs to be sent once the coordinator was told how far its clock is ahead: it corrects what comes then.
+    pub(super) unopened: Option<Vec<(AttemptId, u64)>>,
+}
+
+impl Live {
+    /// How long an answer to a ping may take.
+    pub(super) fn patience(&self) -> Duration {
+        3 * self.heartbeat + ANSWER_LIMIT
+    }
+}
 
 impl Machine {
     pub(super) fn welcome(&mut self, welcome: Welcome, sent: Moment, now: Moment, out: &mut Vec<Output>) {
@@ -32,16 +59,17 @@ impl Machine {
         self.lease = welcome.lease.min(LEASE_MAX);
         // Welcome answers Hello: that is as good a sign as a ping's.
         let (name, api) = (welcome.name.clone(), welcome.api);
-        let live = Live { name, api, heartbeat, pings: [].into(), next_ping: now.at, answered: sent };
+        let (pings, next_ping, unopened) = ([].into(), now.at, Some(Vec::new()));
+        let live = Live { name, api, heartbeat, pings, next_ping, answered: sent, drained: false, unopened };
         self.session = Session::Live(live);
-        out.push(Output::Welcomed(welcome.name));
+        out.push(Output::Welcomed { name: welcome.name, refused: welcome.refused });
         for (attempt, answer) in welcome.attempts.into_vec() {
             match answer {
                 HeldAnswer::GoOn { log_from } => {
                     if let Some(held) = self.held.get_mut(&attempt) {
                         held.go_on(log_from);
                     }
-                    out.push(Output::OpenLog(attempt, log_from));
+                    self.open_log(attempt, log_from, out);
                     self.report(attempt, out);
                 }
                 HeldAnswer::Fenced | HeldAnswer::Settled => self.forget(vec![attempt], out),
@@ -53,8 +81,11 @@ impl Machine {
     pub(super) fn live(&mut self, epoch: Epoch, message: ToAgent, now: Moment, out: &mut Vec<Output>) {
         match message {
             ToAgent::Assign(assignments) => {
+                let running = self.held.values().filter(|held| held.outcome.is_none()).count();
                 for assignment in assignments {
-                    self.assign(epoch, assignment, out);
+                    if let Err(why) = self.assign(epoch, assignment, running, now, out) {
+                        return out.push(Output::Leave(Leave::Protocol(why)));
+                    }
                 }
                 self.start_waiting(now, out);
             }
@@ -70,29 +101,43 @@ impl Machine {
             ToAgent::Pong { sent, answered } => {
                 let Session::Live(live) = &mut self.session else { return };
                 let Some(at) = live.pings.iter().position(|ping| ping.at == sent) else { return };
-                if let Some(ping) = live.pings.drain(..=at).next_back() {
+                let ping = live.pings.drain(..=at).next_back();
+                if let Some(ping) = ping {
                     live.answered = ping;
                     self.offset.add(ClockOffset::of_exchange(sent, answered, now.at));
+                    if let Some(unopened) = live.unopened.take() {
+                        self.ping(now, out);
+                        out.extend(
+                            unopened.into_iter().map(|(attempt, from)| Output::OpenLog(attempt, from)),
+                        );
+                    }
                 }
                 self.start_waiting(now, out);
             }
             ToAgent::Certificate(certificate) => {
-                self.renew_at = None;
-                out.push(Output::Install(certificate));
+                // One that was asked for in an earlier session may come twice.
+                if self.renewal.take_if(|renewal| renewal.is_asked()).is_some() {
+                    out.push(Output::Install(certificate));
+                }
             }
             // The coordinator hands out attempts or doesn't: people want to know, the agent need not.
-            ToAgent::Drain(drained) => out.push(Output::Drained(drained)),
+            ToAgent::Drain(drained) => {
+                if let Session::Live(live) = &mut self.session
+                    && std::mem::replace(&mut live.drained, drained) != drained
+                {
+                    out.push(Output::Drained(drained));
+                }
+            }
             // They were dealt with before.
             ToAgent::Welcome(_) | ToAgent::Goodbye { .. } | ToAgent::NotLeader(_) => {}
         }
     }
 
     pub(super) fn tick(&mut self, now: Moment, out: &mut Vec<Output>) {
-        let renews = self.renew_at.is_some_and(|time| time <= now.wall);
         match &mut self.session {
             Session::Away => {}
             Session::Greeting { sent, .. } => {
-                if sent.at + super::ANSWER_LIMIT <= now.at {
+                if sent.at + ANSWER_LIMIT <= now.at {
                     out.push(Output::Leave(Leave::Silent));
                 }
             }
@@ -103,8 +148,7 @@ impl Machine {
                 if live.next_ping <= now.at {
                     self.ping(now, out);
                 }
-                if renews {
-                    self.renew_at = Some(now.wall + RENEW_RETRY);
+                if self.renewal.as_mut().is_some_and(|renewal| renewal.ask(now.wall)) {
                     out.push(Output::Renew);
                 }
             }
@@ -121,7 +165,18 @@ impl Machine {
         }
     }
 
-    fn assign(&mut self, epoch: Epoch, assignment: Assignment, out: &mut Vec<Output>) {
+    /// Takes an assignment, unless it is known or older than what is. `running` attempts are held that have not ended.
+    ///
+    /// # Errors
+    /// In words, when nobody may assign so much.
+    fn assign(
+        &mut self,
+        epoch: Epoch,
+        assignment: Assignment,
+        running: usize,
+        now: Moment,
+        out: &mut Vec<Output>,
+    ) -> Result<(), &'static str> {
         let attempt = assignment.attempt;
         let of_job_run = AttemptId { job_run: attempt.job_run, number: AttemptNumber::FIRST };
         let mut known = self.held.range(of_job_run..).map(|(held, _)| held);
@@ -130,13 +185,25 @@ impl Machine {
         let waits =
             waiting.filter(|waiting| waiting.job_run == attempt.job_run).any(|waiting| waiting >= attempt);
         if waits || self.spent.contains(attempt) || highest.is_some_and(|highest| *highest >= attempt) {
-            return;
+            return Ok(());
         }
         if self.held.len() + self.waiting.len() >= limit::HELD_ATTEMPTS_MAX {
-            return out.push(Output::Leave(Leave::Protocol("more attempts than an agent can hold")));
+            return Err("more attempts than an agent can hold");
         }
         self.waiting.retain(|(_, waiting)| waiting.attempt.job_run != attempt.job_run);
+        if let Err(error) = assignment.definition.check() {
+            self.held.insert(
+                attempt,
+                Held::ended(unstarted(Verdict::Failed, Reason::new(&error.to_string()), now)),
+            );
+            self.report(attempt, out);
+            return Ok(());
+        }
+        if running + self.waiting.len() >= u32::from(self.profile.capacity.slots) as usize {
+            return Err("more attempts than the agent has slots");
+        }
         self.waiting.push_back((epoch, assignment));
+        Ok(())
     }
 
     /// Starts what waits if the coordinator was there just now, else asks.
@@ -161,24 +228,22 @@ impl Machine {
                 api: api.clone(),
                 assignment,
             }));
-            out.push(Output::OpenLog(attempt, 0));
+            self.open_log(attempt, 0, out);
+        }
+    }
+
+    /// Has the log sent from this entry on, now or when the clocks are known.
+    fn open_log(&mut self, attempt: AttemptId, from: u64, out: &mut Vec<Output>) {
+        match &mut self.session {
+            Session::Live(Live { unopened: Some(unopened), .. }) => unopened.push((attempt, from)),
+            _ => out.push(Output::OpenLog(attempt, from)),
         }
     }
 
     fn cancel(&mut self, attempt: AttemptId, reason: Reason, now: Moment, out: &mut Vec<Output>) {
         if let Some(at) = self.waiting.iter().position(|(_, waiting)| waiting.attempt == attempt) {
             self.waiting.remove(at);
-            let outcome = Outcome {
-                verdict: Verdict::Canceled,
-                exit: None,
-                reason: Some(reason),
-                ended_at: now.at,
-                ran_for: Duration::ZERO,
-                entries: 0,
-                artifacts: 0,
-                invalid_bytes: 0,
-            };
-            self.held.insert(attempt, Held::ended(outcome));
+            self.held.insert(attempt, Held::ended(unstarted(Verdict::Canceled, reason, now)));
             self.report(attempt, out);
         } else if self.held.get(&attempt).is_some_and(|held| held.outcome.is_none()) {
             out.push(Output::Order(Order::Cancel { attempt, reason }));
@@ -187,6 +252,9 @@ impl Machine {
 
     fn forget(&mut self, mut attempts: Vec<AttemptId>, out: &mut Vec<Output>) {
         self.waiting.retain(|(_, waiting)| !attempts.contains(&waiting.attempt));
+        if let Session::Live(Live { unopened: Some(unopened), .. }) = &mut self.session {
+            unopened.retain(|(attempt, _)| !attempts.contains(attempt));
+        }
         attempts.retain(|attempt| {
             self.spent.add(*attempt);
             self.held.remove(attempt).is_some()
@@ -203,5 +271,19 @@ impl Machine {
         let is_new = held.acked < next_seq;
         held.acked = held.acked.max(next_seq);
         is_new
+    }
+}
+
+/// The end of an attempt that was never started.
+fn unstarted(verdict: Verdict, reason: Reason, now: Moment) -> Outcome {
+    Outcome {
+        verdict,
+        exit: None,
+        reason: Some(reason),
+        ended_at: now.at,
+        ran_for: Duration::ZERO,
+        entries: 0,
+        artifacts: 0,
+        invalid_bytes: 0,
     }
 }

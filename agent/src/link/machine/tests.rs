@@ -1,6 +1,6 @@
 //! What the machine says and does, case by case; `random` looks at all orders of them.
 
-use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, Slots, Welcome};
+use packrun_protocol::control::{FromAgent, HeldAnswer, HeldPhase, Isolation, Slots, Welcome};
 use packrun_protocol::id::{AgentId, AttemptNumber, EpochProof, JobRunId, PackRunId};
 use packrun_protocol::job::{Action, Definition};
 use packrun_protocol::state::Verdict;
@@ -66,7 +66,10 @@ fn machine() -> Machine {
     let capacity = Capacity { slots: Slots::try_from(2).unwrap(), cpu_millis: 2000, memory_bytes: 1 };
     let version = BoundedText::try_from("1").unwrap();
     let seen = Seen { epoch: EPOCH, proof: Some(PROOF) };
-    Machine::new(Profile { version, labels: Labels::default(), capacity }, seen)
+    Machine::new(
+        Profile { version, labels: Labels::default(), capacity, isolation: Isolation::Subreaper },
+        seen,
+    )
 }
 
 fn frame(message: ToAgent) -> Input {
@@ -83,6 +86,7 @@ fn welcome(attempts: Vec<(AttemptId, HeldAnswer)>) -> ToAgent {
         heartbeat: Duration::from_secs(5),
         attempts: attempts.try_into().unwrap(),
         proof: PROOF,
+        refused: Labels::default(),
     })
 }
 
@@ -96,8 +100,12 @@ fn live(millis: i64) -> Machine {
 
 /// Answers the machine's last ping.
 fn pong(machine: &mut Machine, sent: i64, now: i64) -> Vec<Output> {
-    let (sent, answered) = (moment(sent).at, moment(now).at);
-    machine.handle(frame(ToAgent::Pong { sent, answered }), moment(now))
+    machine.handle(pong_of(EPOCH, sent, now), moment(now))
+}
+
+fn pong_of(epoch: Epoch, sent: i64, now: i64) -> Input {
+    let message = ToAgent::Pong { sent: moment(sent).at, answered: moment(now).at };
+    Input::Frame(FromCoordinator { epoch, message })
 }
 
 fn starts(outputs: &[Output]) -> Vec<AttemptId> {
@@ -143,8 +151,8 @@ fn hello_tells_all_that_the_journal_holds_and_welcome_what_becomes_of_it() {
     let answers = vec![(a, go_on), (b, HeldAnswer::Fenced), (c, go_on), (d, HeldAnswer::Settled)];
     let message = FromCoordinator { epoch: Epoch(7), message: welcome(answers) };
     let outputs = machine.handle(Input::Frame(message), moment(2));
-    let logs: Vec<_> =
-        outputs.iter().filter(|output| matches!(output, Output::OpenLog(_, 2))).cloned().collect();
+    let mut logs = machine.handle(pong_of(Epoch(7), 2, 3), moment(3));
+    logs.retain(|output| matches!(output, Output::OpenLog(..)));
     assert_eq!(logs, [Output::OpenLog(a, 2), Output::OpenLog(c, 2)]);
     for forgotten in [b, d] {
         assert!(outputs.contains(&Output::Forget(forgotten)));
@@ -177,6 +185,15 @@ fn an_assignment_starts_once_and_never_below_a_known_one() {
     let known = [attempt(1, 1), attempt(1, 2), attempt(1, 3)];
     assert!(starts(&assign(&mut machine, &known, 5)).is_empty());
     assert_eq!(starts(&assign(&mut machine, &[attempt(1, 4)], 6)), [attempt(1, 4)]);
+}
+
+#[test]
+fn more_than_there_are_slots_for_ends_the_session_once_and_nothing_of_it_starts() {
+    let mut machine = live(0);
+    let many: Vec<_> = (1..100).map(|job_run| attempt(job_run, 1)).collect();
+    let leave = Output::Leave(Leave::Protocol("more attempts than the agent has slots"));
+    assert_eq!(assign(&mut machine, &many, 1), [leave]);
+    assert!(machine.is_empty());
 }
 
 #[test]
@@ -267,17 +284,23 @@ fn a_coordinator_that_says_nothing_is_left() {
 }
 
 #[test]
-fn the_clocks_offset_is_in_the_next_ping() {
+fn the_clocks_offset_is_told_before_any_log_is_sent() {
     let mut machine = live(0);
+    let [a, b] = [attempt(1, 1), attempt(2, 1)];
+    assert_eq!(starts(&assign(&mut machine, &[a, b], 1)), [a, b]);
+    machine.handle(frame(ToAgent::Fence(b)), moment(2));
     let answer = ToAgent::Pong { sent: moment(0).at, answered: moment(60_005).at };
-    machine.handle(frame(answer), moment(10));
-    let [Output::Send(FromAgent::Ping(ping))] = &machine.handle(Input::Tick, moment(5_000))[..] else {
+    let [Output::Send(FromAgent::Ping(ping)), Output::OpenLog(of, 0)] =
+        &machine.handle(frame(answer), moment(10))[..]
+    else {
         panic!()
     };
-    assert_eq!(ping.offset, Some(ClockOffset { micros: 60_000_000, error_micros: 5_000 }));
+    let offset = Some(ClockOffset { micros: 60_000_000, error_micros: 5_000 });
+    assert_eq!((ping.offset, *of), (offset, a));
+    assert!(assign(&mut machine, &[attempt(3, 1)], 11).contains(&Output::OpenLog(attempt(3, 1), 0)));
     // An answer to nothing says nothing.
     machine.handle(frame(ToAgent::Pong { sent: moment(4_999).at, answered: moment(0).at }), moment(5_001));
-    assert_eq!(machine.offset(), ping.offset);
+    assert_eq!(machine.offset(), offset);
 }
 
 #[test]
@@ -296,16 +319,24 @@ fn draining_is_said_once_and_also_when_it_began_during_the_greeting() {
 #[test]
 fn a_certificate_is_asked_for_until_it_comes() {
     let mut machine = live(0);
-    machine.handle(Input::RenewAt(moment(1_000).at), moment(0));
+    let pem = BoundedText::try_from("new").unwrap();
+    let certificate = || frame(ToAgent::Certificate(pem.clone()));
+    let again = Duration::from_secs(60);
+    machine.handle(Input::RenewAt { at: moment(1_000).at, again }, moment(0));
     assert!(machine.handle(Input::Tick, moment(999)).is_empty());
+    assert!(machine.handle(certificate(), moment(999)).is_empty(), "nobody has asked for it");
     assert_eq!(machine.handle(Input::Tick, moment(1_000)), [Output::Renew]);
     assert!(!machine.handle(Input::Tick, moment(1_001)).contains(&Output::Renew));
     pong(&mut machine, 0, 1_002);
+    pong(&mut machine, 1_002, 1_003);
     machine.handle(Input::Tick, moment(60_000));
     assert!(machine.handle(Input::Tick, moment(61_000)).contains(&Output::Renew));
-    let pem = BoundedText::try_from("new").unwrap();
-    let outputs = machine.handle(frame(ToAgent::Certificate(pem.clone())), moment(61_001));
-    assert_eq!(outputs, [Output::Install(pem)]);
+    // In the next session at once: the answer may have been lost with this one.
+    machine.handle(Input::Disconnected, moment(61_001));
+    machine.handle(Input::Connected, moment(61_002));
+    assert!(machine.handle(frame(welcome(vec![])), moment(61_003)).contains(&Output::Renew));
+    assert_eq!(machine.handle(certificate(), moment(61_004)), [Output::Install(pem.clone())]);
+    assert!(machine.handle(certificate(), moment(61_005)).is_empty(), "it has come");
 }
 
 #[test]

@@ -164,9 +164,11 @@ fn body(agent: &AgentView<'_>) -> Agent {
         connected: agent.session.is_some(),
         draining: agent.declines,
         labels: capacity.map_or(&row.granted, |capacity| &capacity.labels).clone(),
+        refused_labels: agent.refused(),
         slots: capacity.map(|capacity| capacity.slots),
         cpus: capacity.map(|capacity| f64::from(capacity.cpu_millis) / 1000.0),
         memory_bytes: capacity.map(|capacity| capacity.memory_bytes),
+        isolation: capacity.map(|capacity| capacity.isolation),
         held: u32::try_from(agent.held).unwrap_or(u32::MAX),
         enrolled_at: row.enrolled_at,
     }

@@ -46,7 +46,8 @@ async fn a_pack_run_is_started_and_shown_until_its_end() {
         states(&job_runs),
         [("compile", Queued), ("test[shard=1]", Blocked), ("test[shard=2]", Blocked)]
     );
-    assert_eq!(job_runs[0].reason.as_deref(), Some("no agent has label os=linux"));
+    let nobody = "there is no agent; `packrun agents invite` makes a token for one to join";
+    assert_eq!(job_runs[0].reason.as_deref(), Some(nobody));
     assert_eq!(job_runs[1].reason.as_deref(), Some("it waits for compile"));
     assert_eq!((job_runs[2].job.as_str(), job_runs[2].matrix["shard"].as_str()), ("test", "2"));
     let blocked: JobRun = site.get(&format!("/v1/runs/{}", job_runs[1].id)).await.json();

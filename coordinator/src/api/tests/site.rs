@@ -148,7 +148,8 @@ impl Site {
             self.app.engine.command(command).await.unwrap();
         }
         let labels = Labels::new([("os".to_owned(), "linux".to_owned())]).unwrap();
-        let capacity = Capacity { labels, slots, cpu_millis: 64_000, memory_bytes: 1 << 36 };
+        let capacity =
+            Capacity { labels, slots, cpu_millis: 64_000, memory_bytes: 1 << 36, ..Capacity::default() };
         let arrival = Arrival { capacity, draining: false, held: Vec::new() };
         let (session, mut messages) = self.app.engine.connect(id, arrival).await.unwrap();
         assert!(matches!(messages.recv().await, Some(ToSession::Welcome { .. })));

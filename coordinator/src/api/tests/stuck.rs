@@ -94,9 +94,12 @@ async fn large_answers_have_a_budget_and_those_who_read_nothing_lose_their_share
     let stuck = exhaust(&site, address, large, 2).await;
     assert_eq!(status(&site, address, "/v1/packs").await, StatusCode::OK, "small answers take none of it");
     until(&site, address, large, StatusCode::OK).await;
+    // One of them was given up for that; the other may still be in time.
+    let mut cut = false;
     for connection in stuck {
-        assert!(is_cut(connection, LARGE).await);
+        cut |= is_cut(connection, LARGE).await;
     }
+    assert!(cut);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use packrun_protocol::control::Isolation;
 use packrun_protocol::id::{AgentId, PackRunId, TokenId};
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::time::Timestamp;
@@ -30,12 +31,20 @@ pub struct Agent {
     /// All its labels.
     #[schema(value_type = schema::Labels)]
     pub labels: Labels,
-    /// How many attempts it takes at once; `null` before it has connected, as the next two.
+    /// Labels that it says it has and that don't count, while it is connected: their keys are granted by
+    /// invitations, and not to it with this value.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub refused_labels: Labels,
+    /// How many attempts it takes at once; `null` before it has connected, as the next three.
     pub slots: Option<u32>,
     /// How many processors it has.
     pub cpus: Option<f64>,
     /// How many bytes of memory it has.
     pub memory_bytes: Option<u64>,
+    /// How its host keeps attempts apart: `cgroup`, or `subreaper` where there are none to be had.
+    #[schema(value_type = Option<String>)]
+    pub isolation: Option<Isolation>,
     /// How many attempts it holds.
     pub held: u32,
     /// When it enrolled.

@@ -17,7 +17,7 @@ use crate::cli::world::World;
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum AgentsCommand {
     /// Make a join token, with which one agent may join
-    #[command(after_help = "Example:\n  packrun agents invite --ttl 1h --label os=linux > token")]
+    #[command(after_help = "Example:\n  packrun agents invite --ttl 1h --label pool=release > token")]
     Invite {
         /// How long it holds: 1s to 30d
         #[arg(long, value_parser = args::duration, default_value = "1h")]
@@ -127,9 +127,13 @@ fn row(agent: &Agent) -> [String; 7] {
         if agent.connected { "yes" } else { "no" }.to_owned(),
         agent.held.to_string(),
         or_dash(agent.slots),
-        if agent.labels.is_empty() { "-".to_owned() } else { agent.labels.to_string() },
+        list(&agent.labels),
         agent.id.to_string(),
     ]
+}
+
+fn list(labels: &Labels) -> String {
+    if labels.is_empty() { "-".to_owned() } else { labels.to_string() }
 }
 
 /// A state as the API writes it.
@@ -147,10 +151,12 @@ fn described(agent: &Agent) -> String {
         ("State", word(&agent.state)),
         ("Connected", if agent.connected { "yes" } else { "no" }.to_owned()),
         ("Draining", if agent.draining { "yes, by its own word" } else { "no" }.to_owned()),
-        ("Labels", if agent.labels.is_empty() { "-".to_owned() } else { agent.labels.to_string() }),
+        ("Labels", list(&agent.labels)),
+        ("Refused", list(&agent.refused_labels)),
         ("Held", format!("{} of {} slots", agent.held, or_dash(agent.slots))),
         ("Processors", or_dash(agent.cpus)),
         ("Memory", or_dash(agent.memory_bytes.map(size))),
+        ("Isolation", agent.isolation.as_ref().map_or_else(|| "-".to_owned(), word)),
         ("Enrolled", time(agent.enrolled_at)),
     ])
 }

@@ -20,7 +20,7 @@ fn content(number: u32, source: &str) -> Value {
 
 fn agent(id: &str, name: &str) -> Value {
     json!({"id": id, "name": name, "state": "active", "connected": true, "draining": false,
-        "labels": {"os": "linux"}, "slots": 4, "cpus": 8.0, "memory_bytes": 17_179_869_184_u64, "held": 1,
+        "labels": {"os": "linux"}, "refused_labels": {"gpu": "yes"}, "isolation": "cgroup", "slots": 4, "cpus": 8.0, "memory_bytes": 17_179_869_184_u64, "held": 1,
         "enrolled_at": "2026-01-30T10:00:00Z"})
 }
 
@@ -171,7 +171,7 @@ async fn lists_and_single_things_are_shown_for_people() {
         (
             &["agents", "show", "builder-1"],
             format!(
-                "Agent:      builder-1\nId:         {AGENT}\nState:      active\nConnected:  yes\nDraining:   no\nLabels:     os=linux\nHeld:       1 of 4 slots\nProcessors: 8\nMemory:     16.0 GiB\nEnrolled:   2026-01-30T10:00:00Z\n"
+                "Agent:      builder-1\nId:         {AGENT}\nState:      active\nConnected:  yes\nDraining:   no\nLabels:     os=linux\nRefused:    gpu=yes\nHeld:       1 of 4 slots\nProcessors: 8\nMemory:     16.0 GiB\nIsolation:  cgroup\nEnrolled:   2026-01-30T10:00:00Z\n"
             ),
         ),
         (&["agents", "drain", &AGENT[..35]], "agent builder-1 gets no more work\n".into()),

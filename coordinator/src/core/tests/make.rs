@@ -40,7 +40,7 @@ pub(super) fn labels(pairs: &[(&str, &str)]) -> Labels {
 }
 
 pub(super) fn slots(slots: u32) -> Capacity {
-    Capacity { labels: Labels::default(), slots, cpu_millis: 64_000, memory_bytes: 1 << 36 }
+    Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 36, ..Capacity::default() }
 }
 
 /// An attempt's process runs, says its agent's journal; since when doesn't matter to the core.

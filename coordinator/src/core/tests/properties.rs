@@ -96,6 +96,7 @@ fn capacity(seed: u8) -> Capacity {
         slots: u32::from(seed / 3 % 4),
         cpu_millis: u32::from(seed / 12 % 4) * 1000,
         memory_bytes: u64::from(seed / 48) << 30,
+        ..Capacity::default()
     }
 }
 
@@ -331,6 +332,7 @@ impl Play {
             slots: 3,
             cpu_millis: 3000,
             memory_bytes: 3 << 30,
+            ..Capacity::default()
         };
         let helper = self.world.enrol(self.world.agents.len() as u32, all);
         self.world.connect(helper);

@@ -1,20 +1,17 @@
 //! What pack runs and job runs go through, told in short scenes.
 
 use packrun_protocol::id::Digest;
-use packrun_protocol::job::Requirement;
 use packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX;
 use packrun_protocol::state::{JobRunState, PackRunState, Verdict};
 
-use super::make::{
-    self, JobSpec, agent_id, artifact, job_run_id, labels, new_run, outcome, plan, run_id, slots,
-};
+use super::make::{self, JobSpec, agent_id, artifact, job_run_id, new_run, outcome, plan, run_id, slots};
 use super::scene::{attempt, run, run_state, session, states, world};
 use super::world::World;
+use crate::core::KEY_MEMORY;
 use crate::core::change::FeedEntry;
 use crate::core::event::{Artifact, Command, Event, Idempotency, LogIndex, Report, Ticket};
 use crate::core::outcome::{Effect, Refusal, Reply};
 use crate::core::plan::When;
-use crate::core::{Gauges, KEY_MEMORY};
 
 #[test]
 fn a_pack_run_goes_through_its_dag_and_tells_its_feed() {
@@ -217,37 +214,4 @@ fn a_key_in_flight_twice_makes_one_pack_run_even_when_that_has_ended() {
     world.apply(Event::Wake);
     let anew = Ok(Reply::Run { id: run_id(5), created: true });
     assert_eq!(world.command(create(5, b"r")), anew, "what is older the store knows");
-}
-
-#[test]
-fn a_waiting_job_run_says_why() {
-    let wants = |pairs| Requirement { labels: labels(pairs), ..Requirement::default() };
-    let of = |requirement| JobSpec { requirement, ..JobSpec::default() };
-    let huge = Requirement { cpu_millis: 999_000, ..Requirement::default() };
-    let (mut world, agent) = world(&[
-        JobSpec { width: 2, ..JobSpec::default() },
-        of(wants(&[("gpu", "yes")])),
-        of(huge),
-        of(wants(&[])),
-        JobSpec::needing(&[0, 1]),
-    ]);
-    let why = |world: &World, number| {
-        world.core.why_queued(job_run_id(number)).map(|reason| reason.as_str().to_owned())
-    };
-    let gauges = Gauges { pack_runs: 1, queued: 3, held: 2, connected: 1 };
-    assert_eq!(world.core.gauges(), gauges);
-    assert_eq!(why(&world, 0), None, "it is assigned");
-    assert_eq!(why(&world, 2).unwrap(), "no agent has label gpu=yes");
-    assert_eq!(why(&world, 3).unwrap(), "no agent with its labels has 999 cpus and 0 bytes of memory");
-    assert_eq!(why(&world, 4).unwrap(), "1 agent could take it; it is full");
-    assert_eq!(why(&world, 5).unwrap(), "it waits for j0, j1");
-    let (run, key) = world.core.live_job_run(job_run_id(5)).unwrap();
-    assert_eq!(key.as_str(), "j4");
-    let all = world.core.why_all_queued(run);
-    assert_eq!(all.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2, 3, 4, 5]);
-    for (index, reason) in all {
-        assert_eq!(Some(reason.as_str().to_owned()), why(&world, index), "all at once say the same as each");
-    }
-    world.disconnect(agent);
-    assert_eq!(why(&world, 4).unwrap(), "1 agent could take it; it is not connected or drained");
 }

@@ -10,12 +10,17 @@ use crate::core::event::{Command, SessionId};
 /// A world with one connected agent of two slots, and these jobs as pack run 0.
 pub(super) fn world(jobs: &[JobSpec]) -> (World, AgentId) {
     let mut world = World::new();
-    world.command(make::register("pack", b"1")).unwrap();
     let agent = world.enrol(0, slots(2));
     world.connect(agent);
+    create(&mut world, jobs);
+    (world, agent)
+}
+
+/// These jobs as pack run 0.
+pub(super) fn create(world: &mut World, jobs: &[JobSpec]) {
+    world.command(make::register("pack", b"1")).unwrap();
     world.command(Command::CreateRun(Box::new(new_run(0, plan(0, jobs))))).unwrap();
     world.settle();
-    (world, agent)
 }
 
 pub(super) fn attempt(job_run: u32, number: u32) -> AttemptId {

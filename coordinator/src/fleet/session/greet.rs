@@ -50,11 +50,12 @@ pub(super) async fn greet(
         slots: hello.capacity.slots.into(),
         cpu_millis: hello.capacity.cpu_millis,
         memory_bytes: hello.capacity.memory_bytes,
+        isolation: hello.isolation,
     };
     let arrival = Arrival { capacity, draining: hello.draining, held: hello.attempts.into_vec() };
     let (engine, mut messages) = shared.engine.connect(agent, arrival).await?;
-    let standings = match messages.recv().await {
-        Some(ToSession::Welcome { standings, .. }) => standings,
+    let (standings, refused) = match messages.recv().await {
+        Some(ToSession::Welcome { standings, refused, .. }) => (standings, refused),
         Some(ToSession::Close(why)) => return Err(turned_away(shared, agent, why)),
         _ => return Err(Parting::closed(CloseCode::Unavailable, "the coordinator opens no sessions now")),
     };
@@ -93,12 +94,16 @@ pub(super) async fn greet(
         api: shared.settings.api.clone(),
         attempts,
         proof: shared.identity.prove(shared.epoch),
+        refused: refused.clone(),
     }))?;
     // Its streams may come with the next packet.
     let_in(connection);
     session.flush().await?;
     let (address, version) = (connection.remote_address(), hello.version.as_str());
     tracing::info!(%agent, %address, version, "an agent connected");
+    if !refused.is_empty() {
+        tracing::warn!(%agent, labels = %refused, "an agent claims labels that only an invitation grants; they don't count");
+    }
     Ok((session, seat))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use packrun_protocol::block::{BlockBuilder, LogStream};
 use packrun_protocol::cert::{self, COORDINATOR_NAME};
 use packrun_protocol::control::{
-    Assignment, Capacity, FromAgent, FromCoordinator, HeldAttempt, Hello, Slots, ToAgent, Welcome,
+    Assignment, Capacity, FromAgent, FromCoordinator, HeldAttempt, Hello, Isolation, Slots, ToAgent, Welcome,
 };
 use packrun_protocol::id::{AgentId, AttemptId, Digest, Epoch};
 use packrun_protocol::join_token::JoinToken;
@@ -98,6 +98,7 @@ impl Agent {
             epoch: Epoch(0),
             attempts: Vec::new().try_into().unwrap(),
             proof: None,
+            isolation: Isolation::Subreaper,
         }
     }
 

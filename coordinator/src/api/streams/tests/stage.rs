@@ -175,7 +175,8 @@ impl Stage {
 
     async fn connect(&self, id: AgentId, slots: u32, running: Vec<AttemptId>) -> Agent {
         let labels = Labels::default();
-        let capacity = Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 36, labels };
+        let capacity =
+            Capacity { slots, cpu_millis: 64_000, memory_bytes: 1 << 36, labels, ..Capacity::default() };
         let phase = HeldPhase::Running(Timestamp::default());
         let held = running.iter().map(|attempt| HeldAttempt { attempt: *attempt, phase }).collect();
         let arrival = Arrival { capacity, draining: false, held };
