@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod commands;
+mod limits;
 mod logs;
 mod packs;
 mod runs;

@@ -94,6 +94,7 @@ fn collect(from: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<Str
 #[derive(Debug)]
 pub struct Coordinator {
     programs: Programs,
+    arguments: Vec<String>,
     data: TempDir,
     process: Process,
     ready: Value,
@@ -102,18 +103,30 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one on a new folder and waits until it takes work.
     pub async fn start(programs: &Programs) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let (process, ready) = Self::spawn(programs, data.path(), &["127.0.0.1:0", "127.0.0.1:0"]).await;
-        Self { programs: programs.clone(), data, process, ready }
+        Self::start_with(programs, &[]).await
     }
 
-    async fn spawn(programs: &Programs, data: &Path, listen: &[&str; 2]) -> (Process, Value) {
+    /// The same with these arguments, also when it is started again.
+    pub async fn start_with(programs: &Programs, arguments: &[&str]) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let listen = ["127.0.0.1:0", "127.0.0.1:0"];
+        let (process, ready) = Self::spawn(programs, data.path(), &listen, &arguments).await;
+        Self { programs: programs.clone(), arguments, data, process, ready }
+    }
+
+    async fn spawn(
+        programs: &Programs,
+        data: &Path,
+        listen: &[&str; 2],
+        arguments: &[String],
+    ) -> (Process, Value) {
         let file = data.join("ready.json");
         // What an earlier process has left says nothing about this one.
         let _ = std::fs::remove_file(&file);
         let mut command = Command::new(&programs.packrun);
         command.arg("serve").arg("--data-dir").arg(data);
-        command.args(["--listen-agents", listen[0], "--listen-api", listen[1]]);
+        command.args(["--listen-agents", listen[0], "--listen-api", listen[1]]).args(arguments);
         let process = Process::spawn("the coordinator", &mut command);
         process.logged("ready").await;
         let ready = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -136,7 +149,8 @@ impl Coordinator {
         let api = self.url().trim_start_matches("http://").to_owned();
         let listen = [self.agents_address(), api];
         let listen = [listen[0].as_str(), listen[1].as_str()];
-        (self.process, self.ready) = Self::spawn(&self.programs, self.data.path(), &listen).await;
+        let (programs, data) = (&self.programs, self.data.path());
+        (self.process, self.ready) = Self::spawn(programs, data, &listen, &self.arguments).await;
     }
 
     /// The URL of its API.

@@ -41,7 +41,7 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 pub const DEPTH_MAX: usize = 128;
 
 /// Most notes about what was skipped; the last one counts the rest.
-pub const NOTES_MAX: usize = 20;
+pub const NOTES_MAX: usize = limit::LOG_REMARKS_MAX - 1;
 
 /// Why an attempt's artifacts can't be kept, in words for its reason.
 #[derive(Debug, Error)]

@@ -11,9 +11,6 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use super::App;
 use super::accept::Places;
 
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 2048;
-
 /// How long a connection may take for its first request, and a request for its head.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -32,16 +29,6 @@ const HTTP2_STREAMS_MAX: u32 = 200;
 /// # Errors
 /// When the listener can't be used.
 pub async fn serve(listener: TcpListener, tls: Option<RustlsConfig>, app: App) -> io::Result<()> {
-    serve_at_most(CONNECTIONS_MAX, listener, tls, app).await
-}
-
-/// As [`serve`], with so many connections at a time.
-pub(super) async fn serve_at_most(
-    connections_max: usize,
-    listener: TcpListener,
-    tls: Option<RustlsConfig>,
-    app: App,
-) -> io::Result<()> {
     let handle = Handle::new();
     let stop = app.stop.clone();
     let stopped = handle.clone();
@@ -59,8 +46,8 @@ pub(super) async fn serve_at_most(
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(HEAD_TIME_MAX);
+    let places = Places::new(&app.limits);
     let service = super::router(app).into_make_service();
-    let places = Places::new(connections_max);
     let served = match tls {
         Some(config) => {
             let acceptor = RustlsAcceptor::new(config).acceptor(places);

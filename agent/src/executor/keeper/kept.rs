@@ -35,8 +35,8 @@ impl Kept {
     pub(super) fn remark(&mut self, attempt: AttemptId, notes: &[String], now: Timestamp) -> Vec<Block> {
         let mut builder = BlockBuilder::new(attempt, self.taken + self.remarks);
         let mut blocks = Vec::new();
-        for note in notes {
-            let mut end = note.len().min(limit::ENTRY_TEXT_BYTES_MAX);
+        for note in notes.iter().take(limit::LOG_REMARKS_MAX) {
+            let mut end = note.len().min(limit::LOG_REMARK_BYTES_MAX);
             while !note.is_char_boundary(end) {
                 end -= 1;
             }

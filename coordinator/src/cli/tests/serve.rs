@@ -46,7 +46,7 @@ async fn a_setting_that_can_not_be_is_named_before_anything_starts() {
         ("--lease", "2d"),
         ("--certificate-ttl", "9s"),
         ("--certificate-ttl", "366d"),
-        ("--artifact-bytes-max", "0"),
+        ("--limit", "artifact_bytes=0"),
         ("--api-name", "two words"),
     ] {
         let ran = Invocation::new(&["serve", "--data-dir", &data, flag, value]).run().await;

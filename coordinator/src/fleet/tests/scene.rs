@@ -78,6 +78,7 @@ impl Job {
             timeout: None,
             artifacts: self.artifacts,
             inputs: self.inputs,
+            log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
         });
         let key = |shard| match self.width {
             1 => self.name.to_owned(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use packrun_protocol::id::JobRunId;
 use packrun_protocol::job::Action;
 
-use super::super::Pack;
+use super::super::{Limits, Pack};
 use super::pack;
 use crate::core::plan::{Plan, When};
 
@@ -22,7 +22,7 @@ fn plan(pack: &Pack, values: &[(&str, &str)]) -> Result<Plan, String> {
         next += 1;
         JobRunId::from_bytes(next.to_be_bytes())
     };
-    pack.plan(&arguments, next_id).map_err(|error| error.to_string())
+    pack.plan(&arguments, &Limits::default(), next_id).map_err(|error| error.to_string())
 }
 
 #[test]

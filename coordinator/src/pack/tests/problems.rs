@@ -1,7 +1,7 @@
 //! Every problem with its place, message and kind.
 
-use super::super::{FILE_BYTES_MAX, Format, check};
-use super::{lines, report};
+use super::super::{Format, Limits};
+use super::{check, lines, report};
 
 /// Asserts that each YAML text has exactly these problems.
 fn assert_problems(cases: &[(&str, &str)]) {
@@ -255,7 +255,7 @@ fn values_keep_their_rules() {
         (
             "resources: { cpus: -1, memory: 5 }",
             "5:24: `-1`: processors are written like `2` or `0.5`, at most 4096, to a thousandth [value]\n\
-             5:36: `5`: memory is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
+             5:36: `5`: an amount of bytes is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
         ),
         (
             "allow_failure: yes",
@@ -346,7 +346,7 @@ fn text_that_is_no_text_is_refused_with_its_place() {
         report(Format::Json, "{\"a\": 1, \"\\u0000\": 1}").lines().next(),
         Some("1:1: a pack needs a `name` [missing]")
     );
-    let large = vec![b' '; FILE_BYTES_MAX + 1];
+    let large = vec![b' '; Limits::default().file_bytes + 1];
     assert!(lines(&check(Format::Yaml, &large).unwrap_err()).starts_with("1:1: the file has 8388609 bytes"));
 }
 
