@@ -4,6 +4,7 @@
 mod agent;
 mod enrolment;
 mod hostile;
+mod overlong;
 mod scene;
 mod sessions;
 mod transfers;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::job::{Action, ArtifactRule, Definition, InputRule, Requirement};
 use packrun_protocol::join_token::JoinToken;
+use packrun_protocol::limit;
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::JoinSecret;
@@ -55,6 +56,7 @@ pub(super) struct Job {
     pub(super) script: String,
     pub(super) artifacts: Vec<ArtifactRule>,
     pub(super) inputs: Vec<InputRule>,
+    pub(super) log_bytes_max: u64,
 }
 
 impl Job {
@@ -67,6 +69,7 @@ impl Job {
             script: "true".into(),
             artifacts: Vec::new(),
             inputs: Vec::new(),
+            log_bytes_max: limit::LOG_BYTES_MAX,
         }
     }
 
@@ -78,7 +81,7 @@ impl Job {
             timeout: None,
             artifacts: self.artifacts,
             inputs: self.inputs,
-            log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
+            log_bytes_max: self.log_bytes_max,
         });
         let key = |shard| match self.width {
             1 => self.name.to_owned(),
