@@ -18,7 +18,7 @@ const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
 const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Largest head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+pub(super) const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Streams that one HTTP/2 connection may have open.
 const HTTP2_STREAMS_MAX: u32 = 200;
