@@ -252,11 +252,14 @@ pub fn read_join_token(path: &Path) -> Result<JoinToken, ConfigError> {
 
 fn read_file(path: &Path) -> Result<String, ConfigError> {
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| {
-            std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX), &mut text)
-        })
-        .map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
+    let read = std::fs::File::open(path).and_then(|file| {
+        std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_BYTES_MAX + 1), &mut text)
+    });
+    let whole = read.and_then(|bytes| {
+        let too_large = || format!("it has more than {FILE_BYTES_MAX} bytes");
+        if bytes as u64 > FILE_BYTES_MAX { Err(std::io::Error::other(too_large())) } else { Ok(()) }
+    });
+    whole.map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
     Ok(text)
 }
 

@@ -28,6 +28,8 @@ pub struct Limits {
     pub requests: usize,
     /// How long one of them may take, its body included.
     pub request_time: Duration,
+    /// How long a connection may take for its first request, and a request for its head.
+    pub head_time: Duration,
     /// Streams of events that may be open at a time.
     pub streams: usize,
     /// Connections at a time.
@@ -44,6 +46,7 @@ impl Default for Limits {
             params_bytes: 256 << 10,
             requests: 512,
             request_time: Duration::from_secs(120),
+            head_time: Duration::from_secs(20),
             streams: 1024,
             connections: 2048,
             connections_per_address: 1024,

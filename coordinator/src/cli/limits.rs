@@ -120,6 +120,12 @@ impl Setting {
         }
     }
 
+    /// What it may be set to, as people write it.
+    #[must_use]
+    pub fn range(&self) -> String {
+        format!("{} to {}", self.shown(self.least), self.shown(self.most))
+    }
+
     fn read(&self, text: &str) -> Result<u64, String> {
         let value = match self.unit {
             Unit::Bytes => text.parse().ok().or_else(|| pack::memory(text)),
@@ -130,8 +136,7 @@ impl Setting {
         if (self.least..=self.most).contains(&value) {
             return Ok(value);
         }
-        let (least, most) = (self.shown(self.least), self.shown(self.most));
-        Err(format!("`{text}` is out of bounds: it takes {least} to {most}"))
+        Err(format!("`{text}` is out of bounds: it takes {}", self.range()))
     }
 }
 

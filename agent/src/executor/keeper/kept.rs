@@ -81,3 +81,31 @@ pub(super) fn ended(verdict: Verdict, reason: &str, entries: u64, now: Timestamp
         artifacts: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use packrun_protocol::id::{AttemptNumber, JobRunId};
+    use packrun_protocol::job::Action;
+
+    use super::*;
+
+    #[test]
+    fn remarks_have_a_number_and_a_length() {
+        let definition = Definition {
+            action: Action::Script(String::new()),
+            env: vec![],
+            workdir: None,
+            timeout: None,
+            artifacts: vec![],
+            inputs: vec![],
+            log_bytes_max: 0,
+        };
+        let attempt = AttemptId { job_run: JobRunId::from_bytes([1; 16]), number: AttemptNumber::FIRST };
+        let notes = vec!["é".repeat(limit::LOG_REMARK_BYTES_MAX); limit::LOG_REMARKS_MAX + 1];
+        let blocks = Kept::new(Arc::new(definition)).remark(attempt, &notes, Timestamp::MIN);
+        let entries: Vec<_> = blocks.iter().flat_map(Block::entries).collect();
+        assert_eq!(entries.len(), limit::LOG_REMARKS_MAX);
+        assert!(entries.iter().all(|entry| entry.text.len() == limit::LOG_REMARK_BYTES_MAX));
+        assert!(blocks.iter().map(Block::log_bytes).sum::<u64>() <= limit::LOG_OVERRUN_BYTES_MAX);
+    }
+}

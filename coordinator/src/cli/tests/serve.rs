@@ -118,3 +118,12 @@ async fn a_dev_that_is_interrupted_ends_its_jobs_and_leaves_nothing() {
     let workspace = started.await.unwrap();
     assert!(!workspace.trim().is_empty() && !Path::new(workspace.trim()).exists(), "{workspace}");
 }
+
+#[tokio::test]
+async fn a_configuration_that_is_too_large_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("coordinator.toml");
+    fs::write(&config, "#".repeat((1 << 20) + 1)).unwrap();
+    let ran = Invocation::new(&["serve", "--config", &config.display().to_string()]).run().await;
+    assert!(ran.code == 2 && ran.err.contains("more than 1048576 bytes"), "{ran:?}");
+}

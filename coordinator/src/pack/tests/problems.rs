@@ -383,3 +383,27 @@ fn deep_and_endless_files_end_at_their_bounds() {
     assert_eq!((error.problems.len(), error.omitted), (50, 152));
     assert!(error.report("f").ends_with("f: and 152 more problems"));
 }
+
+#[test]
+fn a_job_takes_no_more_rules_and_labels_than_it_may() {
+    let list = |count: usize, item: fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(", ");
+    let artifacts = |count| job(&format!("artifacts: [{}]", list(count, |n| format!("a{n}"))));
+    let labels = |count| job(&format!("labels: {{ {} }}", list(count, |n| format!("l{n}: x"))));
+    for text in [artifacts(1024), labels(64)] {
+        check(Format::Yaml, text.as_bytes()).unwrap();
+    }
+    assert!(report(Format::Yaml, &artifacts(1025)).ends_with("a job takes at most 1024 artifacts [limit]"));
+    assert!(report(Format::Yaml, &labels(65)).ends_with("a job takes at most 64 labels [limit]"));
+}
+
+#[test]
+fn a_limit_of_the_log_is_an_amount_of_bytes_in_its_range() {
+    assert_job_problems(&[
+        ("log_limit: 1B", "5:16: `log_limit` is from 1KiB to 1TiB [value]"),
+        ("log_limit: 2TiB", "5:16: `log_limit` is from 1KiB to 1TiB [value]"),
+        (
+            "log_limit: 5",
+            "5:16: `5`: an amount of bytes is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
+        ),
+    ]);
+}
