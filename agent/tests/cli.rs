@@ -66,6 +66,10 @@ fn settings_that_make_no_agent_end_with_2_and_say_which() {
     std::fs::write(&file, "slotz = 3\n").unwrap();
     let (status, stderr) = end(agent(&folder).arg("--config").arg(&file).arg("run"));
     assert!(status == Some(2) && stderr.contains("slotz") && stderr.contains("line 1"), "{stderr}");
+    // As valid as any, and larger than one is.
+    std::fs::write(&file, "#".repeat((1 << 20) + 1)).unwrap();
+    let (status, stderr) = end(agent(&folder).arg("--config").arg(&file).arg("run"));
+    assert!(status == Some(2) && stderr.contains("more than 1048576 bytes"), "{stderr}");
 }
 
 #[test]

@@ -224,6 +224,12 @@ impl Block {
         Timestamp::from_micros(self.i64_at(48))
     }
 
+    /// What its entries count for against the limit of their log: their texts, and [`ENTRY_BYTES`] for each.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        (self.bytes.len() - HEADER_BYTES) as u64
+    }
+
     /// Its entries in order; their texts share the block's bytes.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let mut text_at = HEADER_BYTES + self.count() as usize * ENTRY_BYTES;

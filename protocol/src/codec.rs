@@ -119,6 +119,14 @@ mod tests {
     }
 
     #[test]
+    fn a_record_over_the_limit_is_refused_on_both_ways() {
+        let large = vec![1u8; limit::RECORD_BYTES_MAX];
+        assert!(matches!(encode_record(&large), Err(EncodeError::TooLarge { .. })));
+        let bytes = [large, vec![1]].concat();
+        assert!(matches!(decode_record::<Vec<u8>>(&bytes), Err(DecodeError::TooLarge { .. })));
+    }
+
+    #[test]
     fn a_value_over_the_limit_is_refused_on_both_ways() {
         let large = vec![1u8; limit::FRAME_BYTES_MAX];
         assert!(matches!(encode(&large), Err(EncodeError::TooLarge { .. })));

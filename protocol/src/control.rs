@@ -256,3 +256,20 @@ pub struct Assignment {
     /// What to do.
     pub definition: Arc<Definition>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn slots_have_a_range() {
+        for (slots, fits) in [(0, false), (1, true), (limit::SLOTS_MAX, true), (limit::SLOTS_MAX + 1, false)]
+        {
+            assert_eq!(Slots::try_from(slots).is_ok(), fits, "{slots}");
+            assert_eq!(codec::decode::<Slots>(&codec::encode(&slots).unwrap()).is_ok(), fits, "{slots}");
+        }
+        let refused = Slots::try_from(limit::SLOTS_MAX + 1).unwrap_err().to_string();
+        assert_eq!(refused, "4097 slots are outside the range of 1 to 4096");
+    }
+}

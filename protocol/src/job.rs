@@ -210,6 +210,9 @@ pub struct Definition {
     /// What to fetch before the start.
     #[serde(deserialize_with = "lean::list")]
     pub inputs: Vec<InputRule>,
+    /// Most bytes of the attempt's log, as [`Block::log_bytes`](crate::block::Block::log_bytes) counts them, at most
+    /// [`limit::LOG_BYTES_MAX`]. What the job writes beyond it is counted and not kept.
+    pub log_bytes_max: u64,
 }
 
 /// Why a definition can't be carried out, whoever sent it.

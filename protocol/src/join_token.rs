@@ -116,6 +116,13 @@ mod tests {
         assert_eq!(later.parse::<JoinToken>(), Err(JoinTokenError::Version(2)));
     }
 
+    #[test]
+    fn a_token_that_is_too_long_is_refused() {
+        let long = format!("{}{}", token(), "A".repeat(limit::JOIN_TOKEN_BYTES_MAX));
+        assert!(long.parse::<JoinToken>().is_err());
+        assert!(format!("{PREFIX}{}", "A".repeat(100 << 20)).parse::<JoinToken>().is_err());
+    }
+
     proptest! {
         #[test]
         fn a_token_with_one_wrong_or_missing_character_is_refused(at: prop::sample::Index, c in "[ -~é]") {

@@ -31,6 +31,22 @@ pub const BLOCK_ENTRIES_MAX: usize = 4096;
 pub const BLOCK_BYTES_MAX: usize =
     crate::block::HEADER_BYTES + BLOCK_ENTRIES_MAX * crate::block::ENTRY_BYTES + BLOCK_TEXT_BYTES_MAX;
 
+/// Smallest limit that a log may have, in bytes.
+pub const LOG_BYTES_MIN: u64 = 1 << 10;
+
+/// Largest limit that a log may have, in bytes: 1 TiB.
+pub const LOG_BYTES_MAX: u64 = 1 << 40;
+
+/// What a log may have over its limit, in bytes: what packrun itself says of the attempt, that its log was cut among
+/// it.
+pub const LOG_OVERRUN_BYTES_MAX: u64 = 256 << 10;
+
+/// Most remarks of packrun's own in a log, beside those of a cut.
+pub const LOG_REMARKS_MAX: usize = 21;
+
+/// Longest of these remarks, in bytes. A longer one is cut where it is made.
+pub const LOG_REMARK_BYTES_MAX: usize = 8 << 10;
+
 /// Longest pack or job name, in bytes.
 pub const NAME_BYTES_MAX: usize = 63;
 
@@ -97,6 +113,11 @@ const _: () = {
     );
     assert!(BLOCK_BYTES_MAX <= FRAME_BYTES_MAX, "a block is never larger than a frame");
     assert!(ENTRY_TEXT_BYTES_MAX <= BLOCK_TEXT_BYTES_MAX, "any entry fits in an empty block");
+    assert!(
+        (LOG_REMARKS_MAX + 2) * (LOG_REMARK_BYTES_MAX + crate::block::ENTRY_BYTES)
+            <= LOG_OVERRUN_BYTES_MAX as usize,
+        "what packrun says of an attempt fits in the overrun"
+    );
     assert!(FRAME_BYTES_MAX <= DECODED_BYTES_MAX, "a frame of bytes fits in the decoder's budget");
     assert!(HELD_ATTEMPTS_MAX * 40 <= FRAME_BYTES_MAX, "a full report fits in a frame");
     assert!(HELD_ATTEMPTS_MAX >= 2 * SLOTS_MAX as usize, "an agent can report all it can hold");

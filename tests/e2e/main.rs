@@ -12,6 +12,7 @@ mod commands;
 mod examples;
 mod fleet;
 mod hostile;
+mod limits;
 mod logs;
 mod packs;
 mod rest_hostile;

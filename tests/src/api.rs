@@ -94,9 +94,18 @@ impl Api {
 
     /// All entries of a pack run, read in pages of `limit`, when it has ended.
     pub async fn logs(&self, id: &str, limit: usize) -> Vec<Value> {
+        self.pages(&format!("/v1/pack-runs/{id}/logs?limit={limit}")).await
+    }
+
+    /// All entries of the job run of a pack run with this key, when it has ended.
+    pub async fn job_logs(&self, id: &str, key: &str) -> Vec<Value> {
+        self.pages(&format!("/v1/pack-runs/{id}/logs?limit=10000&job={key}")).await
+    }
+
+    async fn pages(&self, path: &str) -> Vec<Value> {
         let (mut entries, mut cursor) = (Vec::new(), String::new());
         loop {
-            let page = self.get(&format!("/v1/pack-runs/{id}/logs?limit={limit}{cursor}")).await;
+            let page = self.get(&format!("{path}{cursor}")).await;
             entries.extend(page["items"].as_array().unwrap().iter().cloned());
             match page["next_cursor"].as_str() {
                 Some(next) => cursor = format!("&cursor={next}"),

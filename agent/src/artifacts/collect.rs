@@ -41,7 +41,7 @@ pub const ENTRIES_MAX: usize = 2_000_000;
 pub const DEPTH_MAX: usize = 128;
 
 /// Most notes about what was skipped; the last one counts the rest.
-pub const NOTES_MAX: usize = 20;
+pub const NOTES_MAX: usize = limit::LOG_REMARKS_MAX - 1;
 
 /// Why an attempt's artifacts can't be kept, in words for its reason.
 #[derive(Debug, Error)]
@@ -191,16 +191,7 @@ pub fn collect(
     rules: &[ArtifactRule],
     stop: &AtomicBool,
 ) -> Result<Collection, CollectError> {
-    let mut walk = Walk {
-        rules: Rules::compile(rules)?,
-        stop,
-        matched: vec![false; rules.len()],
-        collection: Collection::default(),
-        skipped: 0,
-        entries: 0,
-        bytes: 0,
-        buffer: vec![0; hash::BUFFER_BYTES],
-    };
+    let mut walk = Walk::new(rules, stop)?;
     walk.folder(workspace, Path::new(""), 0)?;
     walk.end()
 }
@@ -216,7 +207,20 @@ struct Walk<'a> {
     buffer: Vec<u8>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(rules: &'a [ArtifactRule], stop: &'a AtomicBool) -> Result<Self, CollectError> {
+        Ok(Self {
+            rules: Rules::compile(rules)?,
+            stop,
+            matched: vec![false; rules.len()],
+            collection: Collection::default(),
+            skipped: 0,
+            entries: 0,
+            bytes: 0,
+            buffer: vec![0; hash::BUFFER_BYTES],
+        })
+    }
+
     fn folder(&mut self, folder: &Folder, path: &Path, depth: usize) -> Result<(), CollectError> {
         if !self.rules.reach(path, depth) {
             return Ok(());

@@ -5,12 +5,15 @@
 //! continued piece, which splits no UTF-8 character that is whole. A block leaves [`FLUSH`] after the block before
 //! it, or at once when that is past: the first line after a pause doesn't wait, and a noisy job fills its blocks.
 //!
+//! A log has a limit. The first entry that doesn't fit, and all that comes after it on either stream, is counted and
+//! dropped: packrun says so in the log at once, and at the end how much it was. The job is read on as fast as before.
+//!
 //! Invariant: the texts of one stream's entries, each followed by a newline unless continued, are the bytes that
-//! were fed, wherever the reads were split.
+//! were fed, wherever the reads were split, or of a log that was cut the first of them; what is missing was counted.
 
 use std::time::Duration;
 
-use packrun_protocol::block::{Block, BlockBuilder, LogStream};
+use packrun_protocol::block::{Block, BlockBuilder, ENTRY_BYTES, LogStream};
 use packrun_protocol::id::AttemptId;
 use packrun_protocol::limit;
 use packrun_protocol::time::Timestamp;
@@ -30,6 +33,41 @@ pub(super) struct Cutter {
     flush_at: Option<Timestamp>,
     flushed_at: Option<Timestamp>,
     held: [Held; 2],
+    bytes_max: u64,
+    /// What is left of them.
+    bytes_left: u64,
+    cut: Option<Cut>,
+}
+
+/// What was dropped of a log that has reached its limit.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cut {
+    bytes: u64,
+    lines: u64,
+    /// Whether a line of each stream has begun and not ended.
+    begun: [bool; 2],
+}
+
+impl Cut {
+    fn count(&mut self, index: usize, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.lines += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        if let Some(last) = bytes.last() {
+            self.begun[index] = *last != b'\n';
+        }
+    }
+
+    fn count_entry(&mut self, stream: LogStream, continued: bool, text: &[u8]) {
+        self.count(index_of(stream), text);
+        if !continued {
+            self.count(index_of(stream), b"\n");
+        }
+    }
+
+    /// The lines that are missing, or have only their beginning in the log.
+    fn lines(&self) -> u64 {
+        self.lines + self.begun.iter().filter(|begun| **begun).count() as u64
+    }
 }
 
 /// The end of a stream, which no newline has followed yet.
@@ -47,14 +85,18 @@ impl Held {
 }
 
 impl Cutter {
-    /// A cutter of the output of `attempt`, from its first byte.
+    /// A cutter of the output of `attempt`, from its first byte, of which the log takes `bytes_max`, as
+    /// [`Block::log_bytes`] counts them.
     #[must_use]
-    pub(super) fn new(attempt: AttemptId) -> Self {
+    pub(super) fn new(attempt: AttemptId, bytes_max: u64) -> Self {
         Self {
             builder: BlockBuilder::new(attempt, 0),
             flush_at: None,
             flushed_at: None,
             held: [Held::new(LogStream::Stdout), Held::new(LogStream::Stderr)],
+            bytes_max,
+            bytes_left: bytes_max,
+            cut: None,
         }
     }
 
@@ -73,8 +115,10 @@ impl Cutter {
 
     /// Takes what was read from a stream at `now`; blocks that are full go to `out`.
     pub(super) fn feed(&mut self, now: Timestamp, stream: LogStream, mut bytes: &[u8], out: &mut Vec<Block>) {
-        let index = usize::from(stream == LogStream::Stderr);
-        while let Some(newline) = bytes.iter().position(|byte| *byte == b'\n') {
+        let index = index_of(stream);
+        while self.cut.is_none()
+            && let Some(newline) = bytes.iter().position(|byte| *byte == b'\n')
+        {
             let (line, rest) = bytes.split_at(newline);
             bytes = rest.get(1..).unwrap_or_default();
             if self.held[index].text.is_empty() {
@@ -87,6 +131,10 @@ impl Cutter {
                 self.held[index].text = whole;
             }
         }
+        if let Some(cut) = &mut self.cut {
+            cut.count(index, bytes);
+            return;
+        }
         if bytes.is_empty() {
             return;
         }
@@ -96,6 +144,10 @@ impl Cutter {
         let mut rest = text.as_slice();
         while rest.len() > limit::ENTRY_TEXT_BYTES_MAX {
             rest = self.piece(now, stream, rest, out);
+        }
+        if let Some(cut) = &mut self.cut {
+            cut.count(index, rest);
+            return;
         }
         let sent = text.len() - rest.len();
         text.drain(..sent);
@@ -120,7 +172,10 @@ impl Cutter {
                 end => end,
             };
             self.push(now, stream, true, &text[..end], out);
-            self.held[index].text = text[end..].to_vec();
+            match &mut self.cut {
+                Some(cut) => cut.count(index, &text[end..]),
+                None => self.held[index].text = text[end..].to_vec(),
+            }
         }
         if self.flush_at.is_some_and(|at| at <= now) {
             self.flush(now, out);
@@ -134,6 +189,14 @@ impl Cutter {
             if !text.is_empty() {
                 self.push(now, self.held[index].stream, true, &text, out);
             }
+        }
+        if let Some(cut) = self.cut {
+            let (lines, bytes) = (cut.lines(), cut.bytes);
+            let words = format!(
+                "packrun: the log was cut at its limit of {} bytes: {lines} lines, {bytes} bytes are missing here",
+                self.bytes_max
+            );
+            self.add(now, LogStream::System, false, words.as_bytes(), out);
         }
         self.flush(now, out);
     }
@@ -167,6 +230,35 @@ impl Cutter {
         text: &[u8],
         out: &mut Vec<Block>,
     ) {
+        let left = self.bytes_left.checked_sub((text.len() + ENTRY_BYTES) as u64);
+        match (&mut self.cut, left) {
+            (None, Some(left)) => {
+                self.bytes_left = left;
+                self.add(now, stream, continued, text, out);
+            }
+            (None, None) => {
+                self.cut = Some(self.first_cut(stream, continued, text));
+                let words = format!(
+                    "packrun: the log has reached its limit of {} bytes; what the job writes from here on is dropped",
+                    self.bytes_max
+                );
+                self.add(now, LogStream::System, false, words.as_bytes(), out);
+            }
+            (Some(cut), _) => cut.count_entry(stream, continued, text),
+        }
+    }
+
+    /// What is cut with the first entry that doesn't fit: that, and what is held of the other stream.
+    fn first_cut(&mut self, stream: LogStream, continued: bool, text: &[u8]) -> Cut {
+        let mut cut = Cut::default();
+        cut.count_entry(stream, continued, text);
+        for held in &mut self.held {
+            cut.count(index_of(held.stream), &std::mem::take(&mut held.text));
+        }
+        cut
+    }
+
+    fn add(&mut self, now: Timestamp, stream: LogStream, continued: bool, text: &[u8], out: &mut Vec<Block>) {
         if !self.builder.has_room(now, text.len()) {
             self.flush(now, out);
         }
@@ -182,6 +274,10 @@ impl Cutter {
             out.push(block);
         }
     }
+}
+
+fn index_of(stream: LogStream) -> usize {
+    usize::from(stream == LogStream::Stderr)
 }
 
 /// How much of `text` ends with a whole UTF-8 character; all of it where its end is no UTF-8 anyway.

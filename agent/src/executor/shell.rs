@@ -198,7 +198,7 @@ impl Shell {
         let failed = workspace.as_ref().err().map(|error| {
             Reason::new(&format!("failed to create the workspace: {error}; see the agent's state folder"))
         });
-        let cutter = Cutter::new(order.attempt);
+        let cutter = Cutter::new(order.attempt, order.definition.log_bytes_max);
         let workspace = workspace.ok();
         let (tree, main, pipes, armed) = (None, None, [None, None], None);
         self.attempts.insert(key, Running { order, machine, cutter, workspace, tree, main, pipes, armed });

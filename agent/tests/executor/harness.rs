@@ -55,7 +55,15 @@ pub(crate) fn command(words: &[&str]) -> Definition {
 }
 
 fn definition(action: Action) -> Definition {
-    Definition { action, env: vec![], workdir: None, timeout: None, artifacts: vec![], inputs: vec![] }
+    Definition {
+        action,
+        env: vec![],
+        workdir: None,
+        timeout: None,
+        artifacts: vec![],
+        inputs: vec![],
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
+    }
 }
 
 pub(crate) fn order(definition: Definition) -> StartOrder {

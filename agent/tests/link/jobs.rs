@@ -14,6 +14,7 @@ pub(crate) fn script(text: &str) -> Definition {
         timeout: None,
         artifacts: vec![],
         inputs: vec![],
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     }
 }
 

@@ -18,9 +18,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::problem::{ApiError, ProblemKind};
 use super::stall::Stall;
 
-/// Bytes that all large answers together may hold.
-const BYTES_MAX: usize = 256 << 20;
-
 /// An answer of more bytes than these is large; and the bytes of its pieces.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -28,13 +25,8 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone)]
 pub(super) struct Budget(Arc<Semaphore>);
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self::of(BYTES_MAX)
-    }
-}
-
 impl Budget {
+    /// So many bytes for all.
     pub(super) fn of(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes / PIECE_BYTES)))
     }

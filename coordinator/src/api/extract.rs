@@ -7,17 +7,15 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 
+use super::App;
 use super::problem::{ApiError, ProblemKind};
-
-/// Largest JSON body, in bytes. The values of a pack run's parameters take the most.
-pub const JSON_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of a body over its limit that are read for the sake of its sender.
 const DROPPED_BYTES_MAX: usize = 64 << 20;
@@ -33,7 +31,7 @@ pub struct PathOf<T>(pub T);
 #[derive(Debug, Clone, Copy)]
 pub struct QueryOf<T>(pub T);
 
-/// A JSON body of at most [`JSON_BYTES_MAX`].
+/// A JSON body of at most [`Limits::json_bytes`](super::Limits::json_bytes).
 #[derive(Debug, Clone, Copy)]
 pub struct Input<T>(pub T);
 
@@ -73,30 +71,32 @@ where
 
 impl<S, T> FromRequest<S> for Input<T>
 where
+    App: FromRef<S>,
     S: Send + Sync,
     T: DeserializeOwned,
 {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let media_type = media_type(&parts)?;
-        let bytes = whole(body, JSON_BYTES_MAX).await?;
+        let bytes = whole(body, App::from_ref(state).limits.json_bytes).await?;
         json(media_type.as_deref(), &bytes).map(Self)
     }
 }
 
 impl<S, T> FromRequest<S> for OptionalInput<T>
 where
+    App: FromRef<S>,
     S: Send + Sync,
     T: DeserializeOwned + Default,
 {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let media_type = media_type(&parts)?;
-        let bytes = whole(body, JSON_BYTES_MAX).await?;
+        let bytes = whole(body, App::from_ref(state).limits.json_bytes).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }

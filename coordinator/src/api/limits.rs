@@ -13,19 +13,50 @@ use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::problem::{ApiError, ProblemKind};
+use crate::pack;
 
-/// Limits on requests whose answer doesn't stream.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// Requests under way at a time.
-    pub(super) requests: usize,
-    /// How long one may take, its body included.
-    pub(super) time: Duration,
+/// How much is allowed, all told or to one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// What a pack may be.
+    pub packs: pack::Limits,
+    /// Bytes of a JSON body. The values of a pack run's parameters take the most.
+    pub json_bytes: usize,
+    /// Bytes of a pack run's parameters, names and values.
+    pub params_bytes: usize,
+    /// Requests under way at a time whose answer doesn't stream.
+    pub requests: usize,
+    /// How long one of them may take, its body included.
+    pub request_time: Duration,
+    /// How long a connection may take for its first request, and a request for its head.
+    pub head_time: Duration,
+    /// Streams of events that may be open at a time.
+    pub streams: usize,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Connections of one address (of IPv6: one /64) at a time. Where a proxy stands before the API, all are its.
+    pub connections_per_address: usize,
+    /// How long a client may take nothing of what it is sent.
+    pub stall_time: Duration,
+    /// Bytes that all large answers together may hold.
+    pub answer_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests: 512, time: Duration::from_secs(120) }
+        Self {
+            packs: pack::Limits::default(),
+            json_bytes: 4 << 20,
+            params_bytes: 256 << 10,
+            requests: 512,
+            request_time: Duration::from_secs(120),
+            head_time: Duration::from_secs(20),
+            streams: 1024,
+            connections: 2048,
+            connections_per_address: 1024,
+            stall_time: Duration::from_secs(30),
+            answer_bytes: 256 << 20,
+        }
     }
 }
 
@@ -49,11 +80,11 @@ impl Limits {
     }
 
     async fn in_time(self, answer: impl Future<Output = Response>) -> Response {
-        let answered = tokio::time::timeout(self.time, answer).await;
+        let answered = tokio::time::timeout(self.request_time, answer).await;
         answered.unwrap_or_else(|_| {
             let detail = format!(
                 "the request took longer than {} s; whether it was followed is known once it is asked again",
-                self.time.as_secs()
+                self.request_time.as_secs()
             );
             ApiError::new(ProblemKind::Unavailable, detail).into_response()
         })
@@ -106,7 +137,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_takes_too_long_is_given_up() {
-        let (router, _told) = stuck(Limits { requests: 1, time: Duration::from_millis(1) });
+        let (router, _told) =
+            stuck(Limits { requests: 1, request_time: Duration::from_millis(1), ..Limits::default() });
         for _ in 0..3 {
             assert_eq!(ask(&router).await, StatusCode::SERVICE_UNAVAILABLE, "and makes room for the next");
         }
@@ -114,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_requests_than_may_be_under_way_are_turned_away() {
-        let (router, mut told) = stuck(Limits { requests: 2, time: Duration::from_secs(60) });
+        let (router, mut told) = stuck(Limits { requests: 2, ..Limits::default() });
         let under_way: Vec<_> = (0..2).map(|_| tokio::spawn(ask(&router))).collect();
         for _ in 0..2 {
             told.recv().await.unwrap();

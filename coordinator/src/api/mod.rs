@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::trace::TraceLayer;
 use utoipa_axum::router::OpenApiRouter;
 
-use self::limits::Limits;
+pub use self::limits::Limits;
 use self::planner::Planner;
 use self::problem::ApiError;
 pub use self::serve::serve;
@@ -69,6 +69,8 @@ pub struct App {
     pub clock: Clock,
     /// When the coordinator was started.
     pub started_at: Timestamp,
+    /// How much is allowed.
+    pub limits: Limits,
     /// The sha256 of the CA's certificate, which join tokens carry.
     pub ca_fingerprint: Digest,
     /// Canceled when the coordinator stops: answers that never end are to end then.
@@ -107,11 +109,11 @@ impl FromRef<Api> for App {
 
 /// All routes with their limits.
 pub fn router(app: App) -> axum::Router {
-    let (routes, document) = routes(&Limits::default());
+    let (routes, document) = routes(&app.limits);
     let api = Api {
+        planner: Planner::new(app.limits.packs),
+        streams: streams::Streams::at_most(app.limits.streams),
         app,
-        planner: Planner::default(),
-        streams: streams::Streams::default(),
         document: openapi::text_of(&document).unwrap_or_default(),
     };
     routes

@@ -25,7 +25,7 @@ use crate::core::event::Command;
 use crate::core::outcome::Reply;
 use crate::engine::EngineError;
 use crate::engine::{Reader, VersionInfo};
-use crate::pack::{FILE_BYTES_MAX, Format};
+use crate::pack::Format;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -78,7 +78,7 @@ struct FormQuery {
 #[utoipa::path(
     post, path = "/v1/packs", tag = "packs", operation_id = "register_pack",
     request_body(
-        description = "The file, at most 8 MiB",
+        description = "The file, at most 8 MiB unless the coordinator is set to take more or less",
         content((Pack = "application/yaml"), (Pack = "application/toml"), (Pack = "application/json")),
     ),
     responses(
@@ -90,7 +90,7 @@ struct FormQuery {
 async fn register(_: Operator, State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
     let (parts, body): (_, Body) = request.into_parts();
     let media_type = media_type(&parts)?;
-    let source = whole(body, FILE_BYTES_MAX).await?;
+    let source = whole(body, api.app.limits.packs.file_bytes).await?;
     let format = media_type.as_deref().and_then(Format::of_media_type).ok_or_else(|| {
         let detail = "a pack file is application/yaml, application/toml or application/json; say which in \
                       `Content-Type`";

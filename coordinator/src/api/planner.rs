@@ -78,26 +78,27 @@ pub(super) struct Planner {
     workers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     remembered: Arc<Mutex<Remembered>>,
+    limits: pack::Limits,
 }
 
-impl Default for Planner {
-    fn default() -> Self {
+impl Planner {
+    pub(super) fn new(limits: pack::Limits) -> Self {
         Self {
             workers: Arc::new(Semaphore::new(WORKERS_MAX)),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             remembered: Arc::default(),
+            limits,
         }
     }
-}
 
-impl Planner {
     /// The pack in a file, checked.
     ///
     /// # Errors
     /// With all that is wrong with it.
     pub(super) async fn check(&self, format: Format, source: Bytes) -> Result<Checked, ApiError> {
+        let limits = self.limits;
         self.work(move |_| {
-            let pack = pack::check(format, &source)?;
+            let pack = pack::check(format, &source, &limits)?;
             let canonical = pack.canonical();
             Ok(Checked { name: pack.name().clone(), digest: Digest::of(canonical.as_bytes()), canonical })
         })
@@ -114,20 +115,20 @@ impl Planner {
         version: Version,
         params: Arc<BTreeMap<String, String>>,
     ) -> Result<Plan, ApiError> {
-        let engine = app.engine.clone();
+        let (engine, limits) = (app.engine.clone(), self.limits);
         self.work(move |remembered| {
             let known = lock(remembered).find(&version);
             let pack = match known {
                 Some(pack) => pack,
                 None => {
-                    let (pack, bytes) = checked(&engine.read()?, &version)?;
+                    let (pack, bytes) = checked(&engine.read()?, &version, &limits)?;
                     let pack = Arc::new(pack);
                     lock(remembered).keep(version, Arc::clone(&pack), bytes);
                     pack
                 }
             };
             let arguments = pack.arguments(&params)?;
-            Ok(pack.plan(&arguments, JobRunId::generate)?)
+            Ok(pack.plan(&arguments, &limits, JobRunId::generate)?)
         })
         .await
     }
@@ -164,16 +165,16 @@ fn lock(remembered: &Mutex<Remembered>) -> std::sync::MutexGuard<'_, Remembered>
 }
 
 /// A version's pack, and how large its file is.
-fn checked(reader: &Reader, version: &Version) -> Result<(Pack, usize), ApiError> {
+fn checked(reader: &Reader, version: &Version, limits: &pack::Limits) -> Result<(Pack, usize), ApiError> {
     let Version { name, number } = version;
     let unknown = || ApiError::not_found(format!("pack `{name}` has no version {number}; register it first"));
     let info = reader.version(name, *number)?.ok_or_else(unknown)?;
     let source = reader.source(name, *number)?.ok_or_else(unknown)?;
-    let pack = pack::check(info.format, &source).map_err(|invalid| {
+    let pack = pack::check(info.format, &source, limits).map_err(|invalid| {
         let faults = invalid.to_string();
         let detail = format!(
-            "version {number} of pack `{name}` was registered with an earlier release and is no longer valid; \
-             register it anew: {faults}"
+            "version {number} of pack `{name}` was registered with an earlier release or under other limits, and is \
+             no longer valid; register it anew: {faults}"
         );
         ApiError::new(ProblemKind::InvalidPack, detail)
     })?;
@@ -186,8 +187,8 @@ mod tests {
 
     #[test]
     fn what_is_remembered_has_bounds_and_the_latest_stay() {
-        let pack =
-            Arc::new(pack::check(Format::Json, br#"{"name":"p","jobs":{"a":{"run":"true"}}}"#).unwrap());
+        let source = br#"{"name":"p","jobs":{"a":{"run":"true"}}}"#;
+        let pack = Arc::new(pack::check(Format::Json, source, &pack::Limits::default()).unwrap());
         let version = |number| Version { name: "p".parse().unwrap(), number };
         let mut remembered = Remembered::default();
         for number in 0..100 {

@@ -201,12 +201,14 @@ impl From<Refusal> for ApiError {
         let kind = match &refusal {
             Refusal::Fenced(_) | Refusal::NotLive(_) | Refusal::NotLiveJob(_) => ProblemKind::AlreadyEnded,
             Refusal::Archived(..) => ProblemKind::PackArchived,
-            Refusal::Artifact(..) | Refusal::Invalid(_) => ProblemKind::InvalidRequest,
+            Refusal::Artifact(..) | Refusal::Invalid(_) | Refusal::TooManyArtifacts(..) => {
+                ProblemKind::InvalidRequest
+            }
             Refusal::KeyReused(_) => ProblemKind::IdempotencyKeyReused,
             Refusal::NoAgent(_) | Refusal::NoPack(..) | Refusal::NoToken(_) => ProblemKind::NotFound,
             Refusal::NotInvited => ProblemKind::Forbidden,
             Refusal::Revoked(_) => ProblemKind::AgentRevoked,
-            Refusal::TooManyTokens => ProblemKind::LimitReached,
+            Refusal::TooManyTokens(_) => ProblemKind::LimitReached,
         };
         Self::new(kind, refusal.to_string())
     }

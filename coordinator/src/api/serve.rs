@@ -10,25 +10,15 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 
 use super::App;
 use super::accept::Places;
-use super::answer::Budget;
-
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 2048;
-
-/// How long a connection may take for its first request, and a request for its head.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
-
-/// How long a client may take nothing of what it is sent; then its connection is closed.
-const STALL_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long answers under way get when the coordinator stops.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Largest head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+pub(super) const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Streams that one HTTP/2 connection may have open.
-const HTTP2_STREAMS_MAX: u32 = 200;
+pub(super) const HTTP2_STREAMS_MAX: u32 = 200;
 
 /// Serves the API on `listener` until `app.stop` is canceled: over TLS when there is a configuration for it, which
 /// may offer HTTP/2 (`h2`) and HTTP/1.1 by ALPN.
@@ -36,18 +26,8 @@ const HTTP2_STREAMS_MAX: u32 = 200;
 /// # Errors
 /// When the listener can't be used.
 pub async fn serve(listener: TcpListener, tls: Option<RustlsConfig>, app: App) -> io::Result<()> {
-    let places = Places::new(CONNECTIONS_MAX, STALL_TIME_MAX, Budget::default());
-    serve_at(places, listener, tls, app).await
-}
-
-/// As [`serve`], with these places for connections.
-pub(super) async fn serve_at(
-    places: Places,
-    listener: TcpListener,
-    tls: Option<RustlsConfig>,
-    app: App,
-) -> io::Result<()> {
     let handle = Handle::new();
+    let head_time = app.limits.head_time;
     let stop = app.stop.clone();
     let stopped = handle.clone();
     let stopping = tokio::spawn(async move {
@@ -56,14 +36,15 @@ pub(super) async fn serve_at(
     });
     let mut server = axum_server::from_tcp(listener)?
         .handle(handle)
-        .first_request_timeout(HEAD_TIME_MAX)
+        .first_request_timeout(head_time)
         .accept_error_handler(|from, error| tracing::debug!(?from, %error, "a connection was not accepted"));
     let http = server.http_builder();
-    http.http1().header_read_timeout(HEAD_TIME_MAX).max_buf_size(HEAD_BYTES_MAX);
+    http.http1().header_read_timeout(head_time).max_buf_size(HEAD_BYTES_MAX);
     http.http2()
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
-        .keep_alive_interval(HEAD_TIME_MAX);
+        .keep_alive_interval(head_time);
+    let places = Places::new(&app.limits);
     let service = super::router(app).into_make_service();
     let served = match tls {
         Some(config) => {

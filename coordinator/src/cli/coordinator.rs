@@ -15,13 +15,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use packrun_protocol::control::ApiUrl;
 use packrun_protocol::id::PackRunId;
-use packrun_protocol::limit;
 use packrun_protocol::time::Clock;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::https::{self, Https};
+use super::limits::Limits;
 use crate::api::{self, App, token::ApiToken};
 use crate::artifacts::ArtifactStore;
 use crate::core::change::{Grant, Role};
@@ -52,8 +52,8 @@ pub struct Settings {
     pub lease: Duration,
     /// How long an agent's certificate is valid.
     pub certificate: Duration,
-    /// Most bytes of one artifact.
-    pub artifact_bytes_max: u64,
+    /// How much is allowed.
+    pub limits: Limits,
 }
 
 impl Settings {
@@ -68,7 +68,7 @@ impl Settings {
             api_url: None,
             lease: Config::default().lease,
             certificate: fleet::CERTIFICATE,
-            artifact_bytes_max: limit::ARTIFACT_BYTES_MAX,
+            limits: Limits::default(),
         }
     }
 }
@@ -112,7 +112,7 @@ impl Coordinator {
         remove(&ready_file)?;
         let folder = data_dir.join("artifacts");
         let artifacts = blocking({
-            let (folder, bytes_max) = (folder.clone(), settings.artifact_bytes_max);
+            let (folder, bytes_max) = (folder.clone(), settings.limits.artifact_bytes);
             move || ArtifactStore::open(&folder, bytes_max)
         })
         .await?
@@ -142,6 +142,7 @@ impl Coordinator {
         };
         let fleet_settings = fleet::Settings {
             certificate: settings.certificate,
+            limits: settings.limits.fleet,
             ..fleet::Settings::new(settings.listen_agents, api_url)
         };
         let fleet = fleet::start(
@@ -160,6 +161,7 @@ impl Coordinator {
             artifacts,
             clock,
             started_at: clock.now(),
+            limits: settings.limits.api,
             ca_fingerprint: identity.fingerprint(),
             stop: stop.clone(),
         };
@@ -220,7 +222,12 @@ async fn load(settings: &Settings, data_dir: &Path, clock: Clock) -> anyhow::Res
     let store = blocking(move || Store::open(&path)).await??;
     let (lease, committed) = store.acquire().await?;
     let rows = store.load().await?;
-    let config = Config { lease: settings.lease, ..Config::default() };
+    let config = Config {
+        lease: settings.lease,
+        tokens: settings.limits.tokens,
+        artifacts_per_attempt: settings.limits.artifacts_per_attempt,
+        ..Config::default()
+    };
     let (core, left_out) = Core::restore(config, lease.epoch(), clock.now(), rows);
     for run in left_out {
         tracing::error!(pack_run = %run.pack_run, "a pack run could not be restored: {}", run.error);

@@ -213,11 +213,13 @@ async fn agent(
 fn check(file: PathBuf, params: &[(String, String)]) -> Result<Checked, Error> {
     let (format, content) = pack_command::read(&file)?;
     let invalid = |report: String| Error::invalid(report);
-    let pack =
-        pack::check(format, &content).map_err(|error| invalid(error.report(&file.display().to_string())))?;
+    let limits = pack::Limits::default();
+    let pack = pack::check(format, &content, &limits)
+        .map_err(|error| invalid(error.report(&file.display().to_string())))?;
     let params: BTreeMap<String, String> = params.iter().cloned().collect();
     let arguments = pack.arguments(&params).map_err(|error| invalid(error.to_string()))?;
-    let plan = pack.plan(&arguments, JobRunId::generate).map_err(|error| invalid(error.to_string()))?;
+    let plan =
+        pack.plan(&arguments, &limits, JobRunId::generate).map_err(|error| invalid(error.to_string()))?;
     let required = plan.job_runs().map(|planned| &planned.requirement);
     let agents = fewest_agents(required);
     let name = PackRef { name: pack.name().clone(), version: None };

@@ -22,6 +22,7 @@ pub mod exit;
 pub mod folder;
 pub mod follow;
 mod https;
+pub mod limits;
 pub mod lines;
 pub mod output;
 pub mod resolve;

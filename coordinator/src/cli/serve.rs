@@ -1,5 +1,6 @@
 //! `packrun serve`: a coordinator until a signal ends it.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use super::args;
 use super::coordinator::{Coordinator, Settings};
 use super::exit::{Error, Exit, Kind};
 use super::https::is_name;
+use super::limits::Limits;
 use super::world::World;
 use crate::engine::StoreError;
 
@@ -36,7 +38,9 @@ const EXAMPLES: &str = "Example:
 A configuration file has the same settings under the names of the flags:
   data_dir = \"/srv/packrun\"
   listen_agents = \"0.0.0.0:7443\"
-  lease = \"2m\"";
+  lease = \"2m\"
+  [limits]
+  log_bytes = \"1GiB\"";
 
 /// Run the coordinator: the registry of packs, the state of all runs, logs and artifacts
 #[derive(Debug, Clone, Default, Args)]
@@ -73,10 +77,10 @@ pub struct ServeArgs {
     /// [variable: PACKRUN_CERTIFICATE_TTL]
     #[arg(long, value_name = "TIME", value_parser = args::duration)]
     pub certificate_ttl: Option<Duration>,
-    /// Most bytes of one artifact [default: 1 TiB]
-    /// [variable: PACKRUN_ARTIFACT_BYTES_MAX]
-    #[arg(long, value_name = "BYTES")]
-    pub artifact_bytes_max: Option<u64>,
+    /// A limit, as log_bytes=1GiB; may be given for each. deploy/reference/limits.md describes them
+    /// [variables: PACKRUN_LIMITS_LOG_BYTES and so on]
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = args::pair)]
+    pub limits: Vec<(String, String)>,
     /// How much is logged: a level, or levels of targets, as info,packrun_coordinator::fleet=debug [default: info]
     /// [variable: PACKRUN_LOG]
     #[arg(long, value_name = "LEVELS")]
@@ -96,7 +100,8 @@ struct File {
     lease: Option<Duration>,
     #[serde(default, deserialize_with = "duration")]
     certificate_ttl: Option<Duration>,
-    artifact_bytes_max: Option<u64>,
+    #[serde(default)]
+    limits: BTreeMap<String, toml::Value>,
     log: Option<String>,
 }
 
@@ -109,7 +114,6 @@ impl ServeArgs {
     pub fn settings(self, world: &World<'_>) -> Result<(Settings, Option<String>), Error> {
         let text = |text: &str| Ok(PathBuf::from(text));
         let address = |text: &str| text.parse().map_err(|error| format!("`{text}` is no address: {error}"));
-        let number = |text: &str| text.parse().map_err(|error| format!("`{text}` is no number: {error}"));
         let config = given(world, self.config, "PACKRUN_CONFIG", text)?;
         let file = config.as_deref().map(read).transpose()?.unwrap_or_default();
         let data_dir = given(world, self.data_dir, "PACKRUN_DATA_DIR", text)?.or(file.data_dir);
@@ -117,7 +121,6 @@ impl ServeArgs {
         let listen_api = given(world, self.listen_api, "PACKRUN_LISTEN_API", address)?;
         let lease = given(world, self.lease, "PACKRUN_LEASE", args::duration)?;
         let certificate = given(world, self.certificate_ttl, "PACKRUN_CERTIFICATE_TTL", args::duration)?;
-        let bytes_max = given(world, self.artifact_bytes_max, "PACKRUN_ARTIFACT_BYTES_MAX", number)?;
         let flags = Some(self.api_names).filter(|names| !names.is_empty());
         let list = |text: &str| Ok(text.split(',').map(|name| name.trim().to_owned()).collect());
         let api_names = given(world, flags, "PACKRUN_API_NAME", list)?.or(file.api_name).unwrap_or_default();
@@ -138,12 +141,11 @@ impl ServeArgs {
             api_url,
             lease: lease.or(file.lease).unwrap_or(defaults.lease),
             certificate: certificate.or(file.certificate_ttl).unwrap_or(defaults.certificate),
-            artifact_bytes_max: bytes_max.or(file.artifact_bytes_max).unwrap_or(defaults.artifact_bytes_max),
+            limits: Limits::read(world, &self.limits, &file.limits)?,
             data_dir: defaults.data_dir,
         };
         within("--lease", settings.lease, LEASE, "1s to 1d")?;
         within("--certificate-ttl", settings.certificate, CERTIFICATE, "10s to 365d")?;
-        within("--artifact-bytes-max", settings.artifact_bytes_max, (1, u64::MAX), "1 and more")?;
         Ok((settings, self.log.or_else(|| Some(world.variable("PACKRUN_LOG")?.to_owned())).or(file.log)))
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, AttemptId, AttemptNumber};
-use packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX;
 use packrun_protocol::state::{AttemptState, JobRunState, Outcome, PackRunState, Reason, Verdict};
 use packrun_protocol::time::Timestamp;
 
@@ -82,6 +81,11 @@ impl Core {
         attempt.map_or(self.now, |attempt| attempt.assigned_at)
     }
 
+    /// Most bytes of the current attempt's log.
+    pub(super) fn log_bytes_max(&self, place: Place) -> u64 {
+        self.runs.get(&place.run).map_or(0, |run| run.planned(place.index).definition.log_bytes_max)
+    }
+
     /// Notes that the current attempt's process runs. Said twice, it is noted once.
     pub(super) fn start(&mut self, place: Place) {
         let Some(run) = self.runs.get_mut(&place.run) else { return };
@@ -130,8 +134,9 @@ impl Core {
         let rules = &run.planned(place.index).definition.artifacts;
         let why = if known.is_some_and(|known| *known != artifact.content) {
             "another content came under this path before"
-        } else if known.is_none() && attempt.artifacts.len() >= ARTIFACTS_PER_ATTEMPT_MAX {
-            "the attempt has left as many files as it may"
+        } else if known.is_none() && attempt.artifacts.len() >= self.config.artifacts_per_attempt {
+            let most = self.config.artifacts_per_attempt;
+            return Some(Refusal::TooManyArtifacts(artifact.path.clone(), most));
         } else if artifact.name.is_some() && rules.iter().all(|rule| rule.name != artifact.name) {
             "no artifact rule of its job has this name"
         } else {

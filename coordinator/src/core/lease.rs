@@ -30,9 +30,11 @@ impl Core {
         for held in held {
             let place = self.held_place(id, held.attempt);
             let standing = match (place, held.phase) {
-                (Some(place), _) => {
-                    Standing::GoOn { pack_run: place.run, assigned_at: self.assigned_at(place) }
-                }
+                (Some(place), _) => Standing::GoOn {
+                    pack_run: place.run,
+                    assigned_at: self.assigned_at(place),
+                    log_bytes_max: self.log_bytes_max(place),
+                },
                 (None, HeldPhase::Ended) => Standing::Settled,
                 (None, HeldPhase::Assigned | HeldPhase::Running(_)) => Standing::Fenced,
             };

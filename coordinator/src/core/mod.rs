@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use packrun_protocol::control::Assignment;
 use packrun_protocol::id::{AgentId, Epoch, JobRunId, PackRunId, TokenId};
+use packrun_protocol::limit;
 use packrun_protocol::name::Name;
 use packrun_protocol::state::Reason;
 use packrun_protocol::time::Timestamp;
@@ -54,7 +55,6 @@ pub use self::registry::Archived;
 pub use self::restore::{LiveRun, Quarantined, RestoreError, Rows};
 use self::schedule::Schedule;
 use self::state::{Agent, PackRun, Place};
-pub use self::token::TOKENS_MAX;
 pub use self::view::{AgentView, Gauges};
 
 /// How long an idempotency key outlives its pack run here: longer than any commit that doesn't fail.
@@ -69,11 +69,20 @@ pub struct Config {
     /// attempt's processes, however unwilling they are, and brings the rest of its log here. Whose agent takes longer
     /// is lost: it is stuck, though it is connected.
     pub overdue: Duration,
+    /// Most tokens that hold at a time.
+    pub tokens: usize,
+    /// Most files that one attempt may leave, [`limit::ARTIFACTS_PER_ATTEMPT_MAX`] at most.
+    pub artifacts_per_attempt: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(60), overdue: Duration::from_secs(300) }
+        Self {
+            lease: Duration::from_secs(60),
+            overdue: Duration::from_secs(300),
+            tokens: 10_000,
+            artifacts_per_attempt: limit::ARTIFACTS_PER_ATTEMPT_MAX,
+        }
     }
 }
 

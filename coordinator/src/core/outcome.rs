@@ -112,6 +112,8 @@ pub enum Standing {
         pack_run: PackRunId,
         /// When it was assigned.
         assigned_at: Timestamp,
+        /// Most bytes of its log.
+        log_bytes_max: u64,
     },
     /// It is not, or no longer: stop it and forget it.
     Fenced,
@@ -197,7 +199,12 @@ pub enum Refusal {
     /// The agent was revoked.
     #[error("agent {0} was revoked; enrol it anew")]
     Revoked(AgentId),
+    /// A file that is one more than its attempt may leave.
+    #[error(
+        "`{0}` is not kept: the attempt has left {1} files, the most it may; keep fewer, or an archive of them"
+    )]
+    TooManyArtifacts(RelativePath, usize),
     /// There are as many tokens as there may be.
-    #[error("there are {max} tokens that hold; revoke some", max = super::TOKENS_MAX)]
-    TooManyTokens,
+    #[error("there are {0} tokens that hold, the most there may be; revoke some")]
+    TooManyTokens(usize),
 }

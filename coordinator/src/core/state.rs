@@ -74,7 +74,7 @@ pub(super) struct Attempt {
     pub(super) agent: AgentId,
     pub(super) assigned_at: Timestamp,
     pub(super) started_at: Option<Timestamp>,
-    /// The files recorded so far, [`packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX`] at most.
+    /// The files recorded so far, as many as the configuration lets it at most.
     pub(super) artifacts: BTreeMap<RelativePath, Content>,
 }
 

@@ -12,9 +12,6 @@ use super::Core;
 use super::change::{Change, Grant, TokenEnd, TokenRow};
 use super::outcome::{Refusal, Reply};
 
-/// Most tokens that hold at a time.
-pub const TOKENS_MAX: usize = 10_000;
-
 impl TokenRow {
     /// Whether it lets the bearer of a secret with this sha256 do anything now.
     #[must_use]
@@ -38,15 +35,15 @@ impl Core {
         grant: Grant,
         ttl: Option<Duration>,
     ) -> Result<Reply, Refusal> {
-        if self.tokens.len() >= TOKENS_MAX {
+        if self.tokens.len() >= self.config.tokens {
             let now = self.now;
             let expired = self.tokens.values().filter(|token| token.is_expired(now)).map(|token| token.id);
             for id in expired.collect::<Vec<_>>() {
                 self.forget_token(id);
             }
         }
-        if self.tokens.len() >= TOKENS_MAX {
-            return Err(Refusal::TooManyTokens);
+        if self.tokens.len() >= self.config.tokens {
+            return Err(Refusal::TooManyTokens(self.config.tokens));
         }
         if self.tokens.contains_key(&id) {
             return Err(Refusal::Invalid("a token has this id already"));

@@ -54,6 +54,7 @@ fn create(width: usize) -> (PackRunId, Command) {
         timeout: None,
         artifacts: Vec::new(),
         inputs: Vec::new(),
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     });
     let run = |shard: usize| PlannedRun {
         id: JobRunId::generate(),

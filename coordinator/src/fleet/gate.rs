@@ -170,7 +170,8 @@ impl Drop for Place {
 }
 
 /// What counts as one address: of IPv6 a /64, which is what one host is given.
-fn network(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::from(u64::MAX) << 64)))

@@ -1,7 +1,8 @@
 //! One log stream: blocks of one attempt, raw behind the header, each taken by the log before the next is read, so
 //! that a log that is behind slows the jobs that write it and nobody else.
 //!
-//! What is no block of the attempt ends the connection. What the disk doesn't take waits here until it does: a sender
+//! What is no block of the attempt ends the connection. What goes on beyond the limit of the attempt's log, at which
+//! its agent cuts it, is not taken, and the attempt fails. What the disk doesn't take waits here until it does: a sender
 //! that has finished the stream hears of no failure, and would never send it again. What the log can't take for any
 //! other reason ends the session, and in the next one the agent sends from the entry that was acknowledged last.
 
@@ -10,10 +11,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use packrun_protocol::block::Block;
 use packrun_protocol::id::AttemptId;
+use packrun_protocol::limit;
 use packrun_protocol::quic::FrameReader;
 use packrun_protocol::stream::CloseCode;
 
-use super::session::{Ask, Streams};
+use super::session::{Ask, LogGrant, Streams};
 use crate::engine::EngineError;
 use crate::logs::AppendError;
 
@@ -27,15 +29,20 @@ pub(super) async fn serve(
     reader: &mut FrameReader,
     attempt: AttemptId,
 ) -> Result<(), CloseCode> {
-    let writer = streams.log(attempt).await?;
+    let LogGrant { writer, bytes_max } = streams.log(attempt).await?;
     tokio::select! {
         biased;
         () = writer.cancelled() => Err(CloseCode::Superseded),
-        copied = copy(streams, reader, attempt) => copied,
+        copied = copy(streams, reader, attempt, bytes_max) => copied,
     }
 }
 
-async fn copy(streams: &Streams, reader: &mut FrameReader, attempt: AttemptId) -> Result<(), CloseCode> {
+async fn copy(
+    streams: &Streams,
+    reader: &mut FrameReader,
+    attempt: AttemptId,
+    bytes_max: u64,
+) -> Result<(), CloseCode> {
     let mut buffer = BytesMut::new();
     let mut started = false;
     loop {
@@ -46,6 +53,10 @@ async fn copy(streams: &Streams, reader: &mut FrameReader, attempt: AttemptId) -
                     EngineError::Refused(_) => CloseCode::Fenced,
                     EngineError::Unavailable => CloseCode::Unavailable,
                 })?;
+            }
+            if is_overlong(streams, &block, bytes_max) {
+                streams.say(Ask::Overlong(attempt)).await;
+                return Err(CloseCode::Overloaded);
             }
             append(streams, attempt, block).await?;
         }
@@ -72,6 +83,14 @@ async fn next(
     };
     streams.say(Ask::Broken(broken)).await;
     Err(CloseCode::Protocol)
+}
+
+/// Whether the log would have more with this block than it may: agents cut it before. Only this stream writes it.
+fn is_overlong(streams: &Streams, block: &Block, bytes_max: u64) -> bool {
+    let progress = streams.shared.logs.progress(block.attempt());
+    let progress = progress.map(|progress| *progress.borrow()).unwrap_or_default();
+    let is_new = block.next_seq() > progress.readable;
+    is_new && progress.bytes + block.log_bytes() > bytes_max.saturating_add(limit::LOG_OVERRUN_BYTES_MAX)
 }
 
 /// Has the log take a block, as soon as its disk can.

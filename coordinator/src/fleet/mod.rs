@@ -54,6 +54,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub use gate::network;
 pub use identity::{Identity, IdentityError};
 
 use crate::artifacts::ArtifactStore;

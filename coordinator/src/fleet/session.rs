@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-pub(super) use held::{Ask, AttemptGrant, TOLD_MAX};
+pub(super) use held::{Ask, AttemptGrant, LogGrant, TOLD_MAX};
 pub(super) use streams::Streams;
 
 use super::Shared;

@@ -21,6 +21,7 @@ use super::extent::Extent;
 use super::merge::MergeKey;
 use super::segment::Position;
 use super::span::Span;
+use super::stretch::FRONT_BYTES;
 
 /// How far an attempt's log has come. Numbers are those of the next entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +32,10 @@ pub struct Progress {
     pub durable: u64,
     /// No more will come.
     pub sealed: bool,
+    /// What the readable entries count for against the log's limit, as [`Block::log_bytes`] says of each block.
+    ///
+    /// [`Block::log_bytes`]: packrun_protocol::block::Block::log_bytes
+    pub bytes: u64,
 }
 
 /// How far a pack run's feed has come.
@@ -181,7 +186,10 @@ impl RunLog {
                 feed.push(span);
                 *feed_grows = true;
             }
-            log.progress.send_modify(|progress| progress.readable = extent.next_seq());
+            log.progress.send_modify(|progress| {
+                progress.readable = extent.next_seq();
+                progress.bytes += u64::from(extent.bytes).saturating_sub(FRONT_BYTES as u64);
+            });
         }
         drop(guard);
         if let Some((_, last)) = extents.last() {

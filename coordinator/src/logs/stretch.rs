@@ -22,7 +22,7 @@ use super::span::OWN_BYTES_MAX;
 /// Bytes read at once, if there are so many.
 const WINDOW_BYTES: usize = 64 << 10;
 /// Bytes at a record's front that tell whose it is.
-const FRONT_BYTES: usize = RECORD_HEADER_BYTES + packrun_protocol::block::HEADER_BYTES;
+pub(super) const FRONT_BYTES: usize = RECORD_HEADER_BYTES + packrun_protocol::block::HEADER_BYTES;
 
 /// Why a log could not be read.
 #[derive(Debug, Error)]

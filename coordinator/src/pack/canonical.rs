@@ -68,7 +68,7 @@ impl Pack {
             Action::Command(words) => (Value::Null, words.iter().map(text).collect()),
         };
         let labels = job.labels.iter().map(|(key, value)| (key.clone(), text(value)));
-        json!({
+        let mut value = json!({
             "name": job.name.as_str(),
             "description": job.description,
             "run": run,
@@ -85,7 +85,12 @@ impl Pack {
             "inputs": inputs.collect::<Value>(),
             "allow_failure": job.allow_failure,
             "workdir": job.workdir.as_ref().map(text),
-        })
+        });
+        // Younger than the form: a job without it has the form that it always had.
+        if let (Some(bytes), Some(members)) = (job.log_limit, value.as_object_mut()) {
+            members.insert("log_limit_bytes".to_owned(), bytes.into());
+        }
+        value
     }
 }
 

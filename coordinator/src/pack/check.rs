@@ -15,7 +15,7 @@ use super::problem::{Kind, Place, Problems, excerpt};
 use super::rules::Globs;
 use super::source::{Key, Node, Value};
 use super::template::{Reference, Template};
-use super::{JOB_RUNS_MAX, rules};
+use super::{Limits, rules};
 
 pub(super) use self::graph::topological_order;
 
@@ -23,7 +23,7 @@ pub(in crate::pack) const PACK_KEYS: [&str; 5] = ["name", "description", "params
 pub(in crate::pack) const PARAM_KEYS: [&str; 3] = ["default", "choices", "description"];
 
 /// The pack that `root` describes; `None` with at least one more problem.
-pub(super) fn check(root: &Node, problems: &mut Problems) -> Option<Pack> {
+pub(super) fn check(root: &Node, limits: &Limits, problems: &mut Problems) -> Option<Pack> {
     let mut reader = Reader { problems };
     let fields = reader.fields(root, "a pack", &PACK_KEYS)?;
     let name = match fields.get("name") {
@@ -40,7 +40,7 @@ pub(super) fn check(root: &Node, problems: &mut Problems) -> Option<Pack> {
     let params = params_node.map(|node| params(&mut reader, node)).unwrap_or_default();
     let env = fields.get("env").map(|node| variables(&mut reader, node, scope)).unwrap_or_default();
     let jobs = match fields.get("jobs") {
-        Some(node) => jobs(&mut reader, node, &known),
+        Some(node) => jobs(&mut reader, node, &known, limits.job_runs),
         None => {
             reader.report(fields.at, Kind::Missing, "a pack needs `jobs`");
             Vec::new()
@@ -164,7 +164,7 @@ fn param(reader: &mut Reader<'_>, key: &Key, node: &Node) -> Option<Param> {
     Some(Param { name: name?, description, default, choices })
 }
 
-fn jobs(reader: &mut Reader<'_>, node: &Node, params: &BTreeSet<&str>) -> Vec<Job> {
+fn jobs(reader: &mut Reader<'_>, node: &Node, params: &BTreeSet<&str>, runs_max: usize) -> Vec<Job> {
     let entries = reader.entries(node, "`jobs`").unwrap_or_default();
     if matches!(&node.value, Value::Mapping(entries) if entries.is_empty()) {
         reader.report(node.at, Kind::Missing, "a pack needs at least one job");
@@ -189,8 +189,8 @@ fn jobs(reader: &mut Reader<'_>, node: &Node, params: &BTreeSet<&str>) -> Vec<Jo
         jobs.extend(job);
         needs.push(needed);
     }
-    if runs > JOB_RUNS_MAX {
-        let message = format!("more than {JOB_RUNS_MAX} job runs in all; matrices count by their product");
+    if runs > runs_max {
+        let message = format!("more than {runs_max} job runs in all; matrices count by their product");
         reader.report(node.at, Kind::Limit, message);
     }
     let artifacts = jobs.iter().flat_map(|job| job.artifacts.iter().map(|artifact| (&job.name, artifact)));

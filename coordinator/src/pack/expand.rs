@@ -23,7 +23,7 @@ use super::check::topological_order;
 use super::model::{Action, Job, Pack};
 use super::rules::Globs;
 use super::template::{RenderError, Scope, Template};
-use super::{PLAN_BYTES_MAX, rules};
+use super::{Limits, PLAN_BYTES_MAX, rules};
 use crate::core::plan::{JobIndex, Plan, PlannedJob, PlannedRun};
 
 /// What a text or a rule of a definition counts for beyond its bytes: more than the codec's lengths and tags.
@@ -62,13 +62,15 @@ pub enum PlanError {
 }
 
 impl Pack {
-    /// The plan of a pack run with these arguments, which are this pack's. `next_id` gives each job run its id.
+    /// The plan of a pack run with these arguments, which are this pack's, its logs within `limits`. `next_id` gives
+    /// each job run its id.
     ///
     /// # Errors
     /// When a rendered text breaks a rule (a label, a path out of the workspace) or a bound.
     pub fn plan(
         &self,
         arguments: &Arguments,
+        limits: &Limits,
         mut next_id: impl FnMut() -> JobRunId,
     ) -> Result<Plan, PlanError> {
         let order = topological_order(self.jobs.iter().map(|job| job.needs.as_slice()));
@@ -82,7 +84,7 @@ impl Pack {
             }
             let mut runs = Vec::with_capacity(job.width().unwrap_or(0));
             for number in 0..job.width().unwrap_or(0) {
-                runs.push(self.run(job, number, arguments, &mut bytes_left, &mut next_id)?);
+                runs.push(self.run(job, number, (arguments, limits), &mut bytes_left, &mut next_id)?);
             }
             jobs.push(PlannedJob {
                 name: job.name.clone(),
@@ -101,7 +103,7 @@ impl Pack {
         &self,
         job: &Job,
         number: usize,
-        arguments: &Arguments,
+        (arguments, limits): (&Arguments, &Limits),
         plan_bytes_left: &mut usize,
         next_id: &mut impl FnMut() -> JobRunId,
     ) -> Result<PlannedRun, PlanError> {
@@ -110,7 +112,8 @@ impl Pack {
             .map_err(|error| PlanError::Key { job: job.name.clone(), reason: error.to_string() })?;
         let scope = Scope { params: &arguments.0, matrix: &matrix };
         let mut renderer = Renderer { key: &key, scope, bytes_left: JOB_DEFINITION_BYTES_MAX };
-        let definition = renderer.definition(self, job, number)?;
+        let log_bytes_max = job.log_limit.unwrap_or(u64::MAX).min(limits.log_bytes);
+        let definition = renderer.definition(self, job, number, log_bytes_max)?;
         let requirement = Requirement {
             labels: renderer.labels(job)?,
             cpu_millis: job.cpu_millis,
@@ -174,7 +177,13 @@ struct Renderer<'a> {
 
 impl Renderer<'_> {
     /// What the job's run of this number, from 0, has to do.
-    fn definition(&mut self, pack: &Pack, job: &Job, number: usize) -> Result<Definition, PlanError> {
+    fn definition(
+        &mut self,
+        pack: &Pack,
+        job: &Job,
+        number: usize,
+        log_bytes_max: u64,
+    ) -> Result<Definition, PlanError> {
         let action = match &job.action {
             Action::Script(script) => job::Action::Script(
                 self.parsed("`run`", script, |text| rules::script(text).map(|()| text.to_owned()))?,
@@ -225,7 +234,7 @@ impl Renderer<'_> {
             })
         });
         let inputs = inputs.collect::<Result<_, _>>()?;
-        Ok(Definition { action, env, workdir, timeout: job.timeout, artifacts, inputs })
+        Ok(Definition { action, env, workdir, timeout: job.timeout, artifacts, inputs, log_bytes_max })
     }
 
     fn env(&mut self, pack: &Pack, job: &Job, number: usize) -> Result<Vec<(String, String)>, PlanError> {

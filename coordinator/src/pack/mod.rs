@@ -35,13 +35,29 @@ pub use self::expand::PlanError;
 pub use self::model::{Pack, Param};
 pub use self::problem::{InvalidPack, Kind, Problem};
 use self::problem::{Place, Problems};
+pub use self::quantity::memory;
 pub use crate::core::change::Format;
 
-/// Largest pack file, in bytes.
-pub const FILE_BYTES_MAX: usize = 8 << 20;
+/// Most bytes that a coordinator may take as a pack file.
+pub const FILE_BYTES_MAX: usize = 64 << 20;
 
-/// Most job runs of one pack run, over all its matrices.
-pub const JOB_RUNS_MAX: usize = 20_000;
+/// What a pack may be at most, and what a job gets that doesn't say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a pack file.
+    pub file_bytes: usize,
+    /// Job runs of one pack run, over all its matrices.
+    pub job_runs: usize,
+    /// Bytes of one attempt's log, whatever the job says.
+    pub log_bytes: u64,
+}
+
+impl Default for Limits {
+    /// 8 MiB, 20,000 job runs; 16 GiB of log, which no person reads and a disk of a coordinator bears.
+    fn default() -> Self {
+        Self { file_bytes: 8 << 20, job_runs: 20_000, log_bytes: 16 << 30 }
+    }
+}
 
 /// Largest plan, in bytes of its texts, rendered, and what they are kept in.
 pub const PLAN_BYTES_MAX: usize = 64 << 20;
@@ -88,23 +104,23 @@ impl Format {
 ///
 /// # Errors
 /// With all problems that could be found, each at its line and column.
-pub fn check(format: Format, source: &[u8]) -> Result<Pack, InvalidPack> {
+pub fn check(format: Format, source: &[u8], limits: &Limits) -> Result<Pack, InvalidPack> {
     let mut problems = Problems::default();
-    let (text, root) = match decode(source) {
+    let (text, root) = match decode(source, limits.file_bytes) {
         Ok(text) => (text, source::read(format, text, &mut problems)),
         Err((text, at, kind, message)) => {
             problems.add(at, kind, message);
             (text, None)
         }
     };
-    let pack = root.and_then(|root| check::check(&root, &mut problems));
+    let pack = root.and_then(|root| check::check(&root, limits, &mut problems));
     pack.ok_or_else(|| problems.into_error(text))
 }
 
 /// The text in `source`, or what of it can be read, where that ends, and why.
-fn decode(source: &[u8]) -> Result<&str, (&str, Place, Kind, String)> {
-    if source.len() > FILE_BYTES_MAX {
-        let message = format!("the file has {} bytes, more than the limit of {FILE_BYTES_MAX}", source.len());
+fn decode(source: &[u8], bytes_max: usize) -> Result<&str, (&str, Place, Kind, String)> {
+    if source.len() > bytes_max {
+        let message = format!("the file has {} bytes, more than the limit of {bytes_max}", source.len());
         return Err(("", Place(0), Kind::Limit, message));
     }
     let text = std::str::from_utf8(source).map_err(|error| {

@@ -55,6 +55,7 @@ pub(super) struct Job {
     pub(super) cpu_millis: u32,
     pub(super) memory_bytes: u64,
     pub(super) timeout: Option<Duration>,
+    pub(super) log_limit: Option<u64>,
     pub(super) retry: Retry,
     pub(super) artifacts: Vec<Artifact>,
     pub(super) inputs: Vec<Input>,

@@ -31,8 +31,7 @@ pub(super) const DURATION_RULE: &str =
     "a duration is written like `500ms`, `90s`, `10m` or `1h30m`, and takes at most 365 days";
 
 /// The rule that [`memory`] follows.
-pub(super) const MEMORY_RULE: &str =
-    "memory is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB";
+pub(super) const MEMORY_RULE: &str = "an amount of bytes is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB";
 
 /// The rule that [`cpu_millis`] follows.
 pub(super) const CPU_RULE: &str = "processors are written like `2` or `0.5`, at most 4096, to a thousandth";
@@ -54,8 +53,9 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty() && duration <= DURATION_MAX).then_some(duration)
 }
 
-/// A whole number and a unit.
-pub(super) fn memory(text: &str) -> Option<u64> {
+/// A whole number and a unit: so many bytes, at most 1 PiB.
+#[must_use]
+pub fn memory(text: &str) -> Option<u64> {
     let (number, unit) = leading_number(text)?;
     let (_, factor) = MEMORY_UNITS.iter().find(|(name, _)| *name == unit.trim_start_matches(' '))?;
     number.checked_mul(*factor).filter(|bytes| *bytes <= MEMORY_BYTES_MAX)

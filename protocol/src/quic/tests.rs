@@ -257,3 +257,31 @@ async fn a_peer_has_one_stream_and_a_small_window_until_it_is_let_in() {
 fn frame_of(text: &str) -> Vec<u8> {
     crate::frame::encode(&text).unwrap()
 }
+
+#[tokio::test]
+async fn an_agent_opens_no_more_streams_than_it_may() {
+    let server = serve();
+    let (ours, theirs, _client) = connect(&server).await;
+    let_in(&theirs);
+    let mut two_way = Vec::new();
+    for _ in 0..BIDI_STREAMS {
+        two_way.push(ours.open_bi().await.unwrap());
+    }
+    let mut one_way = Vec::new();
+    for _ in 0..limit::SLOTS_MAX {
+        one_way.push(ours.open_uni().await.unwrap());
+    }
+    assert!(waits(ours.open_bi()) && waits(ours.open_uni()));
+    assert!(waits(theirs.open_bi()) && waits(theirs.open_uni()), "the coordinator opens none");
+    // One that has ended on both sides makes room.
+    let mut last = one_way.pop().unwrap();
+    last.write_all(b"x").await.unwrap();
+    last.finish().unwrap();
+    // Streams are accepted in the order they were opened, and one opens all before it.
+    let mut accepted = Vec::new();
+    for _ in 0..limit::SLOTS_MAX {
+        accepted.push(theirs.accept_uni().await.unwrap());
+    }
+    assert_eq!(accepted.pop().unwrap().read_to_end(10).await.unwrap(), b"x");
+    ours.open_uni().await.unwrap();
+}

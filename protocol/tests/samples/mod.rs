@@ -41,6 +41,7 @@ fn definition() -> Definition {
             to: None,
             optional: false,
         }],
+        log_bytes_max: 1 << 30,
     }
 }
 

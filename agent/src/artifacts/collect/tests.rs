@@ -378,3 +378,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_workspace_is_looked_through_to_its_bounds_and_no_further() {
+    let dir = workspace(&["a/1", "a/2", "a/3"]);
+    let rules = [rule("a")];
+    for (left, fits) in [(4, true), (3, false)] {
+        let mut walk = Walk::new(&rules, &GO_ON).unwrap();
+        walk.entries = ENTRIES_MAX - left;
+        let walked = walk.folder(&Folder::open(dir.path()).unwrap(), Path::new(""), 0);
+        match walked {
+            Ok(()) => assert!(fits),
+            Err(error) => {
+                assert!(!fits && error.to_string().contains("2000000 files and folders"), "{error}")
+            }
+        }
+    }
+    let mut walk = Walk::new(&rules, &GO_ON).unwrap();
+    let kept =
+        walk.folder(&Folder::open(dir.path()).unwrap(), Path::new(""), 0).map(|()| walk.collection.files);
+    let many = kept.unwrap().into_iter().cycle().take(FILES_MAX).collect();
+    let mut walk = Walk::new(&rules, &GO_ON).unwrap();
+    walk.collection.files = many;
+    let error = walk.folder(&Folder::open(dir.path()).unwrap(), Path::new(""), 0).unwrap_err();
+    assert!(error.to_string().contains("100000 files"), "{error}");
+}
+
+#[test]
+fn files_that_are_too_large_together_are_refused_before_they_are_read() {
+    let dir = workspace(&["a/1"]);
+    let large = fs::File::create(dir.path().join("a/2")).unwrap();
+    if let Err(error) = large.set_len(limit::ARTIFACT_BYTES_MAX) {
+        return println!("skipped: the file system has no files of this size: {error}");
+    }
+    let error = words(&dir, "a");
+    assert!(error.contains("1099511627776 bytes"), "{error}");
+}

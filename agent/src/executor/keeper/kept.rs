@@ -45,8 +45,8 @@ impl Kept {
     pub(super) fn remark(&mut self, attempt: AttemptId, notes: &[String], now: Timestamp) -> Vec<Block> {
         let mut builder = BlockBuilder::new(attempt, self.taken + self.remarks);
         let mut blocks = Vec::new();
-        for note in notes {
-            let mut end = note.len().min(limit::ENTRY_TEXT_BYTES_MAX);
+        for note in notes.iter().take(limit::LOG_REMARKS_MAX) {
+            let mut end = note.len().min(limit::LOG_REMARK_BYTES_MAX);
             while !note.is_char_boundary(end) {
                 end -= 1;
             }
@@ -91,5 +91,33 @@ pub(super) fn ended(verdict: Verdict, reason: &str, entries: u64, now: Timestamp
         entries,
         artifacts: 0,
         invalid_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use packrun_protocol::id::{AttemptNumber, JobRunId};
+    use packrun_protocol::job::Action;
+
+    use super::*;
+
+    #[test]
+    fn remarks_have_a_number_and_a_length() {
+        let definition = Definition {
+            action: Action::Script(String::new()),
+            env: vec![],
+            workdir: None,
+            timeout: None,
+            artifacts: vec![],
+            inputs: vec![],
+            log_bytes_max: 0,
+        };
+        let attempt = AttemptId { job_run: JobRunId::from_bytes([1; 16]), number: AttemptNumber::FIRST };
+        let notes = vec!["é".repeat(limit::LOG_REMARK_BYTES_MAX); limit::LOG_REMARKS_MAX + 1];
+        let blocks = Kept::new(Arc::new(definition)).remark(attempt, &notes, Timestamp::MIN);
+        let entries: Vec<_> = blocks.iter().flat_map(Block::entries).collect();
+        assert_eq!(entries.len(), limit::LOG_REMARKS_MAX);
+        assert!(entries.iter().all(|entry| entry.text.len() == limit::LOG_REMARK_BYTES_MAX));
+        assert!(blocks.iter().map(Block::log_bytes).sum::<u64>() <= limit::LOG_OVERRUN_BYTES_MAX);
     }
 }

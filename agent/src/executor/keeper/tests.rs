@@ -46,6 +46,7 @@ fn job(script: &str) -> Definition {
         timeout: None,
         artifacts: vec![],
         inputs: vec![],
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     }
 }
 

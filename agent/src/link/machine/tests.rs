@@ -37,6 +37,7 @@ fn assignment(attempt: AttemptId) -> Assignment {
             timeout: None,
             artifacts: vec![],
             inputs: vec![],
+            log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
         }),
     }
 }

@@ -34,9 +34,6 @@ const KEY_HEADER: &str = "idempotency-key";
 /// Longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
-/// Most bytes of the names and values of a pack run's parameters.
-pub(super) const PARAMS_BYTES_MAX: usize = 256 << 10;
-
 /// Starts a pack run.
 #[utoipa::path(
     post, path = "/v1/pack-runs", tag = "runs", operation_id = "start_pack_run", request_body = NewPackRun,
@@ -57,11 +54,10 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let name: Name = wanted.pack.parse().map_err(|error| ApiError::invalid(format!("`pack`: {error}")))?;
     let params = Arc::new(texts(wanted.params)?);
-    let bytes = bytes(&params);
-    if bytes > PARAMS_BYTES_MAX {
-        let detail = format!(
-            "the parameters have {bytes} bytes, of which {PARAMS_BYTES_MAX} are taken; pass a file's name"
-        );
+    let (bytes, most) = (bytes(&params), api.app.limits.params_bytes);
+    if bytes > most {
+        let detail =
+            format!("the parameters have {bytes} bytes, of which {most} are taken; pass a file's name");
         return Err(ApiError::new(ProblemKind::InvalidParameters, detail));
     }
     let idempotency = idempotency(&headers, &("run", &name, wanted.version, &params))?;

@@ -16,9 +16,6 @@ use crate::api::App;
 use crate::api::auth::Viewer;
 use crate::api::problem::{ApiError, ProblemKind};
 
-/// Streams of events that may be open at a time.
-const STREAMS_MAX: usize = 1024;
-
 /// How often it is looked up whether the token of an open stream still holds.
 pub(super) const TOKEN_CHECK: Duration = Duration::from_secs(15);
 
@@ -35,14 +32,8 @@ pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Default for Streams {
-    fn default() -> Self {
-        Self::at_most(STREAMS_MAX)
-    }
-}
-
 impl Streams {
-    pub(super) fn at_most(streams: usize) -> Self {
+    pub(in crate::api) fn at_most(streams: usize) -> Self {
         Self { places: Arc::new(Semaphore::new(streams)), names: Arc::default() }
     }
 

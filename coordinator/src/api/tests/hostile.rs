@@ -14,14 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::site::{Answer, Site, send};
-use crate::api::accept::Places;
-use crate::api::answer::Budget;
-use crate::api::extract::JSON_BYTES_MAX;
-use crate::api::serve::serve_at;
 use crate::api::token::ApiToken;
 use crate::api::types::{PackRun, Page};
+use crate::api::{App, Limits, serve};
 use crate::core::change::Role;
-use crate::pack::FILE_BYTES_MAX;
 
 async fn post_text(site: &Site, path: &str, media_type: &str, body: impl Into<Body>) -> Answer {
     let request = site.request(Some(Role::Admin), Method::POST, path);
@@ -69,14 +65,14 @@ async fn what_is_no_token_that_holds_lets_nobody_in() {
 #[tokio::test]
 async fn a_body_over_its_limit_is_answered_and_the_connection_lives() {
     let site = Site::start().await;
-    let pack = "#".repeat(FILE_BYTES_MAX + 1);
+    let pack = "#".repeat(site.app.limits.packs.file_bytes + 1);
     for media_type in ["application/yaml", "text/plain"] {
         let answer = post_text(&site, "/v1/packs", media_type, pack.clone()).await;
         assert_eq!((answer.status, answer.problem().as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "too-large"));
     }
     let at_limit = post_text(&site, "/v1/packs", "application/yaml", pack[1..].to_owned()).await;
     assert_eq!(at_limit.problem(), "invalid-pack", "a file of nothing but comments, at the limit");
-    let json = format!("{{\"pack\":\"{}\"}}", "p".repeat(JSON_BYTES_MAX));
+    let json = format!("{{\"pack\":\"{}\"}}", "p".repeat(site.app.limits.json_bytes));
     for path in ["/v1/pack-runs", "/v1/tokens", "/v1/join-tokens"] {
         assert_eq!(
             post_text(&site, path, "application/json", json.clone()).await.problem(),
@@ -236,12 +232,8 @@ async fn a_connection_more_than_there_may_be_is_closed() {
     let site = Site::start().await;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let served = tokio::spawn(serve_at(
-        Places::new(1, Duration::from_secs(60), Budget::default()),
-        listener,
-        None,
-        site.app.clone(),
-    ));
+    let limits = Limits { connections: 1, ..site.app.limits };
+    let served = tokio::spawn(serve(listener, None, App { limits, ..site.app.clone() }));
     let ask = async || {
         let mut connection = TcpStream::connect(address).await.unwrap();
         // Who is turned away may find the connection reset at any of these.

@@ -3,6 +3,7 @@
 
 mod admin;
 mod hostile;
+mod limits;
 mod observe;
 mod packs;
 mod repeat;

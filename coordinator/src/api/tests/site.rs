@@ -89,6 +89,7 @@ impl Site {
             artifacts: ArtifactStore::open(&folder.path().join("artifacts"), u64::MAX).unwrap(),
             clock,
             started_at: clock.now(),
+            limits: crate::api::Limits::default(),
             ca_fingerprint: Digest::of(b"ca"),
             stop: CancellationToken::new(),
         };

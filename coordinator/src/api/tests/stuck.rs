@@ -8,9 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::site::Site;
-use crate::api::accept::Places;
-use crate::api::answer::Budget;
-use crate::api::serve::serve_at;
+use crate::api::{App, Limits, serve};
 use crate::core::change::Role;
 
 /// Longer than anything takes on a busy machine.
@@ -23,8 +21,8 @@ const LARGE: usize = 8_000_000;
 fn served(site: &Site, stall: Duration, budget: usize) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
-    let places = Places::new(64, stall, Budget::of(budget));
-    tokio::spawn(serve_at(places, listener, None, site.app.clone()));
+    let limits = Limits { stall_time: stall, answer_bytes: budget, ..site.app.limits };
+    tokio::spawn(serve(listener, None, App { limits, ..site.app.clone() }));
     address
 }
 

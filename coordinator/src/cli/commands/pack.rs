@@ -124,7 +124,7 @@ impl PackCommand {
             Self::Unarchive { pack } => archive(session, world, &pack, "unarchive", "not archived").await?,
             Self::Check { file } => {
                 let (format, content) = read(&file)?;
-                let pack = pack::check(format, &content)
+                let pack = pack::check(format, &content, &pack::Limits::default())
                     .map_err(|invalid| Error::invalid(invalid.report(&file.display().to_string())))?;
                 world.out.line(format_args!("{}: `{}` is a valid pack", file.display(), pack.name()))?;
             }
@@ -164,7 +164,7 @@ pub(in crate::cli) async fn register(
     content: &[u8],
 ) -> Result<Answer<PackVersion>, Error> {
     let answer = client.post_file(&["v1", "packs"], format.media_type(), content).await;
-    answer.map_err(|error| match (error.kind, pack::check(format, content)) {
+    answer.map_err(|error| match (error.kind, pack::check(format, content, &pack::Limits::default())) {
         // The same check, here with the file's name in each line.
         (Kind::Invalid, Err(invalid)) => Error::invalid(invalid.report(&file.display().to_string())),
         _ => error,

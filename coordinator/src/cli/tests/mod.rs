@@ -4,6 +4,7 @@ mod artifacts;
 mod commands;
 mod failures;
 mod follow;
+mod limits;
 mod parse;
 mod serve;
 mod settings;

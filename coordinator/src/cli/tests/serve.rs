@@ -46,7 +46,7 @@ async fn a_setting_that_can_not_be_is_named_before_anything_starts() {
         ("--lease", "2d"),
         ("--certificate-ttl", "9s"),
         ("--certificate-ttl", "366d"),
-        ("--artifact-bytes-max", "0"),
+        ("--limit", "artifact_bytes=0"),
         ("--api-name", "two words"),
         ("--api-url", "ftp://host/"),
         ("--api-url", "https://host/?a=b"),
@@ -119,4 +119,13 @@ async fn a_dev_that_is_interrupted_ends_its_jobs_and_leaves_nothing() {
     assert_eq!((ran.code, &*ran.err), (130, "error: stopped; its jobs were ended\n"), "{}", ran.out);
     let workspace = started.await.unwrap();
     assert!(!workspace.trim().is_empty() && !Path::new(workspace.trim()).exists(), "{workspace}");
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_too_large_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("coordinator.toml");
+    fs::write(&config, "#".repeat((1 << 20) + 1)).unwrap();
+    let ran = Invocation::new(&["serve", "--config", &config.display().to_string()]).run().await;
+    assert!(ran.code == 2 && ran.err.contains("more than 1048576 bytes"), "{ran:?}");
 }

@@ -135,6 +135,7 @@ pub(super) fn plan(first: u32, jobs: &[JobSpec]) -> Arc<Plan> {
         timeout,
         artifacts: Vec::new(),
         inputs: Vec::new(),
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     };
     let mut number = first;
     let planned = jobs.iter().enumerate().map(|(position, job)| PlannedJob {

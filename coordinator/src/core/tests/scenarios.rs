@@ -1,7 +1,6 @@
 //! What pack runs and job runs go through, told in short scenes.
 
 use packrun_protocol::id::Digest;
-use packrun_protocol::limit::ARTIFACTS_PER_ATTEMPT_MAX;
 use packrun_protocol::state::{JobRunState, PackRunState, Verdict};
 
 use super::make::{self, JobSpec, agent_id, artifact, job_run_id, new_run, outcome, plan, run_id, slots};
@@ -109,11 +108,13 @@ fn a_file_with_another_content_or_name_or_beyond_the_most_is_refused() {
     assert_eq!(keep(&mut world, named), refused("b", "no artifact rule of its job has this name"));
     let job_run = &mut world.core.runs.get_mut(&run_id(0)).unwrap().job_runs[0];
     let kept = &mut job_run.attempt.as_mut().unwrap().artifacts;
-    kept.extend((1..ARTIFACTS_PER_ATTEMPT_MAX).map(|number| {
+    let most = crate::core::Config::default().artifacts_per_attempt;
+    kept.extend((1..most).map(|number| {
         let Artifact { path, content, .. } = artifact(&format!("many/{number}"));
         (path, content)
     }));
-    assert_eq!(keep(&mut world, artifact("c")), refused("c", "the attempt has left as many files as it may"));
+    let one_more = Refusal::TooManyArtifacts("c".parse().unwrap(), most);
+    assert_eq!(keep(&mut world, artifact("c")), Err((0, one_more)));
     assert_eq!(keep(&mut world, artifact("a")), Ok(Reply::Done), "said again, it is still kept");
 }
 

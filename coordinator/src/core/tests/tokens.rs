@@ -95,3 +95,22 @@ fn the_name_of_a_revoked_agent_is_free_and_a_long_one_is_shortened() {
     world.command(create).unwrap();
     assert_eq!(world.command(enrol), Ok(Reply::Enrolled { name: name("b") }));
 }
+
+#[test]
+fn there_are_no_more_tokens_than_may_be_and_one_that_ended_makes_room() {
+    let mut world = World::new();
+    let most = crate::core::Config::default().tokens;
+    for number in 0..u32::try_from(most).unwrap() {
+        invite(&mut world, number, any());
+    }
+    let one_more = |world: &mut World, number| {
+        let (secret, grant) = (Digest::of(b"secret"), Grant::Api(Role::Viewer));
+        world.command(Command::CreateToken { id: token(number), secret, grant, ttl: None })
+    };
+    assert_eq!(one_more(&mut world, 100_000), Err(Refusal::TooManyTokens(most)));
+    world.command(Command::RevokeToken(token(7))).unwrap();
+    one_more(&mut world, 100_001).expect("there is room again");
+    assert_eq!(one_more(&mut world, 100_002), Err(Refusal::TooManyTokens(most)));
+    world.now = world.now + Duration::from_secs(60);
+    one_more(&mut world, 100_003).expect("those that have expired count no more");
+}

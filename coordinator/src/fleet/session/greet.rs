@@ -171,8 +171,8 @@ impl Session {
     /// Takes up what the core says of an attempt that the agent reported.
     fn stand(&mut self, attempt: AttemptId, standing: Standing) -> HeldAnswer {
         match standing {
-            Standing::GoOn { pack_run, assigned_at } => {
-                self.held.add(attempt, pack_run, assigned_at);
+            Standing::GoOn { pack_run, assigned_at, log_bytes_max } => {
+                self.held.add(attempt, pack_run, assigned_at, log_bytes_max);
                 let progress = self.shared.logs.progress(attempt).map(|progress| *progress.borrow());
                 if progress.is_some() {
                     self.watch_log(attempt);

@@ -26,8 +26,10 @@ pub(in crate::fleet) enum Ask {
     Complete { attempt: AttemptId, reply: oneshot::Sender<()> },
     /// So much of the attempt's log is on disk.
     Durable(AttemptId, u64),
-    /// Whether this stream may write the attempt's log: until the token is cancelled.
-    Log { attempt: AttemptId, reply: oneshot::Sender<Option<CancellationToken>> },
+    /// Whether this stream may write the attempt's log.
+    Log { attempt: AttemptId, reply: oneshot::Sender<Option<LogGrant>> },
+    /// More of the attempt's log came than its agent was allowed to send.
+    Overlong(AttemptId),
     /// This content was named as an input of the attempt.
     Told { attempt: AttemptId, digests: Vec<Digest> },
     /// Something of this side's failed, that a new session may repair.
@@ -45,6 +47,15 @@ pub(in crate::fleet) struct AttemptGrant {
     pub(in crate::fleet) told: bool,
 }
 
+/// Leave to write an attempt's log.
+#[derive(Debug)]
+pub(in crate::fleet) struct LogGrant {
+    /// Cancelled when another stream writes it, or the attempt is no longer held.
+    pub(in crate::fleet) writer: CancellationToken,
+    /// Most bytes of it.
+    pub(in crate::fleet) bytes_max: u64,
+}
+
 /// What a session knows of an attempt that it holds.
 #[derive(Debug)]
 pub(super) struct HeldAttempt {
@@ -53,8 +64,10 @@ pub(super) struct HeldAttempt {
     pub(super) assigned_at: Timestamp,
     /// Its start was reported in this session.
     pub(super) started: bool,
-    /// Its end was reported, and is on its way to the engine.
-    pub(super) ending: bool,
+    /// Most bytes of its log.
+    pub(super) log_bytes_max: u64,
+    /// Its end is on its way to the engine, until this is cancelled.
+    pub(super) ending: Option<CancellationToken>,
     /// Its log is complete: no stream may open it again.
     pub(super) complete: bool,
     /// Its log is watched, to acknowledge what is on disk.
@@ -70,12 +83,19 @@ pub(super) struct HeldAttempt {
 pub(super) struct Held(BTreeMap<AttemptId, HeldAttempt>);
 
 impl Held {
-    pub(super) fn add(&mut self, attempt: AttemptId, pack_run: PackRunId, assigned_at: Timestamp) {
+    pub(super) fn add(
+        &mut self,
+        attempt: AttemptId,
+        pack_run: PackRunId,
+        assigned_at: Timestamp,
+        log_bytes_max: u64,
+    ) {
         self.0.entry(attempt).or_insert_with(|| HeldAttempt {
             pack_run,
             assigned_at,
+            log_bytes_max,
             started: false,
-            ending: false,
+            ending: None,
             complete: false,
             watched: false,
             writer: None,
@@ -132,6 +152,7 @@ impl Session {
             }
             Ask::Durable(attempt, next_seq) => self.note_durable(attempt, next_seq),
             Ask::Log { attempt, reply } => drop(reply.send(self.grant_log(attempt))),
+            Ask::Overlong(attempt) => self.end_overlong(attempt),
             Ask::Told { attempt, digests } => {
                 if let Some(held) = self.held.get_mut(attempt) {
                     let room = TOLD_MAX.saturating_sub(held.told.len());
@@ -146,13 +167,13 @@ impl Session {
     }
 
     /// Lets a stream write the attempt's log in place of an earlier one.
-    fn grant_log(&mut self, attempt: AttemptId) -> Option<CancellationToken> {
+    fn grant_log(&mut self, attempt: AttemptId) -> Option<LogGrant> {
         let held = self.held.get_mut(attempt).filter(|held| !held.complete)?;
-        let writer = held.gone.child_token();
+        let (writer, bytes_max) = (held.gone.child_token(), held.log_bytes_max);
         if let Some(earlier) = held.writer.replace(writer.clone()) {
             earlier.cancel();
         }
         self.open_log(attempt);
-        Some(writer)
+        Some(LogGrant { writer, bytes_max })
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use packrun_protocol::control::{FromAgent, Ping, ToAgent};
 use packrun_protocol::id::AttemptId;
 use packrun_protocol::quic::ReadError;
-use packrun_protocol::state::Outcome;
+use packrun_protocol::state::{Outcome, Reason, Verdict};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::ClockOffset;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -64,26 +64,60 @@ impl Session {
             self.settle(attempt);
             return Ok(());
         };
-        if std::mem::replace(&mut held.ending, true) {
+        if held.ending.is_some() {
             return self.allow_repeat();
         }
         let came = self.shared.logs.progress(attempt).map_or(0, |progress| progress.borrow().readable);
         if outcome.entries == 0 && came == 0 {
             held.complete = true;
+            held.ending = Some(held.gone().child_token());
             let log = LogIndex::default();
             return Ok(self.engine.report(Report::Ended { attempt, outcome, log }).await?);
         }
-        let gone = held.gone();
-        let Some(progress) = self.open_log(attempt) else { return Ok(()) };
+        self.finish(attempt, outcome);
+        Ok(())
+    }
+
+    /// Has the attempt's end recorded once the entries that it names are on disk, in place of an end that was on its
+    /// way.
+    fn finish(&mut self, attempt: AttemptId, outcome: Outcome) {
+        let Some(progress) = self.open_log(attempt) else { return };
+        let Some(held) = self.held.get_mut(attempt) else { return };
+        let ending = held.gone().child_token();
+        if let Some(earlier) = held.ending.replace(ending.clone()) {
+            earlier.cancel();
+        }
         let (logs, engine, asks) = (self.shared.logs.clone(), self.engine.clone(), self.streams.asks());
         let end = End { logs, engine, asks, attempt, outcome };
         self.workers.spawn(async move {
             tokio::select! {
-                () = gone.cancelled() => {}
+                () = ending.cancelled() => {}
                 () = end.finish(progress) => {}
             }
         });
-        Ok(())
+    }
+
+    /// Ends an attempt whose agent sends more than its log takes: no agent does that by itself.
+    pub(super) fn end_overlong(&mut self, attempt: AttemptId) {
+        let Some(held) = self.held.get_mut(attempt).filter(|held| !held.complete) else { return };
+        held.complete = true;
+        let words = format!(
+            "its agent went on to send output beyond the log's limit of {} bytes, instead of cutting it there",
+            held.log_bytes_max
+        );
+        tracing::warn!(agent = %self.agent, %attempt, "{words}");
+        let entries = self.shared.logs.progress(attempt).map_or(0, |progress| progress.borrow().readable);
+        let outcome = Outcome {
+            verdict: Verdict::Failed,
+            exit: None,
+            reason: Some(Reason::new(&words)),
+            ended_at: self.shared.clock.now(),
+            ran_for: Duration::ZERO,
+            entries,
+            artifacts: 0,
+            invalid_bytes: 0,
+        };
+        self.finish(attempt, outcome);
     }
 
     fn pong(&mut self, ping: Ping) -> Result<(), Parting> {

@@ -64,6 +64,7 @@ mod tests {
             timeout: None,
             artifacts: vec![ArtifactRule { path: path.into(), name: None, optional: false }],
             inputs: Vec::new(),
+            log_bytes_max: 0,
         })
     }
 

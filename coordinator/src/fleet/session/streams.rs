@@ -8,9 +8,8 @@ use packrun_protocol::quic::{FrameReader, FrameWriter, ReadError};
 use packrun_protocol::stream::{CloseCode, StreamHeader};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
-use super::held::{Ask, AttemptGrant};
+use super::held::{Ask, AttemptGrant, LogGrant};
 use super::rules::RecentRules;
 use super::within;
 use crate::engine;
@@ -138,7 +137,7 @@ impl Streams {
     }
 
     /// The session's leave to write the attempt's log.
-    pub(in crate::fleet) async fn log(&self, attempt: AttemptId) -> Result<CancellationToken, CloseCode> {
+    pub(in crate::fleet) async fn log(&self, attempt: AttemptId) -> Result<LogGrant, CloseCode> {
         self.ask(|reply| Ask::Log { attempt, reply }).await?.ok_or(CloseCode::Fenced)
     }
 

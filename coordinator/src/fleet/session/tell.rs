@@ -127,7 +127,8 @@ impl Session {
     /// Hands out attempts, in as many frames as they need.
     async fn assign(&mut self, assignments: Vec<Assignment>) -> Result<(), Parting> {
         for assignment in &assignments {
-            self.held.add(assignment.attempt, assignment.pack_run, self.shared.clock.now());
+            let Assignment { attempt, pack_run, definition, .. } = assignment;
+            self.held.add(*attempt, *pack_run, self.shared.clock.now(), definition.log_bytes_max);
         }
         let mut rest = assignments;
         while !rest.is_empty() {

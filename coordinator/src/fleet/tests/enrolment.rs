@@ -6,6 +6,8 @@ use std::time::Duration;
 use packrun_protocol::cert::{self, AgentCertificate, Authority, COORDINATOR_NAME};
 use packrun_protocol::control::{FromAgent, ToAgent};
 use packrun_protocol::id::{AgentId, Digest, TokenId};
+use packrun_protocol::limit;
+use packrun_protocol::quic::{JoinConfig, join_config};
 use packrun_protocol::stream::{CloseCode, EnrolAnswer, JoinSecret};
 
 use super::agent::{Agent, ask_to_enrol, client, parting};
@@ -166,4 +168,17 @@ async fn a_session_ends_with_its_certificate() {
     // On a machine that is slow enough it is over before the session begins.
     let Ok(link) = agent.connect_with(agent.hello(1)).await else { return };
     assert_eq!(link.closed().await.0, CloseCode::CertificateRequired);
+}
+
+#[tokio::test]
+async fn a_request_to_enrol_that_is_too_large_is_not_read() {
+    let scene = Scene::open().await;
+    let token = scene.invite().await;
+    let config = join_config(JoinConfig { ca: token.ca }).unwrap();
+    let connection = client().connect_with(config, scene.address, COORDINATOR_NAME).unwrap().await.unwrap();
+    let (mut send, _receive) = connection.open_bi().await.unwrap();
+    let length = u32::try_from(limit::ENROL_BYTES_MAX + 1).unwrap();
+    send.write_all(&length.to_le_bytes()).await.unwrap();
+    assert_eq!(parting(&connection.closed().await).0, CloseCode::Protocol);
+    Agent::enrol(scene.address, &token).await.expect("others are, and the token still holds");
 }

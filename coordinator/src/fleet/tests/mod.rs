@@ -9,6 +9,7 @@ mod hostile_files;
 mod hostile_greetings;
 mod hostile_logs;
 mod hostile_states;
+mod overlong;
 mod scene;
 mod sessions;
 mod stage;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use packrun_protocol::id::{AttemptId, Digest, JobRunId, PackRunId, TokenId};
 use packrun_protocol::job::{Action, ArtifactRule, Definition, InputRule, Requirement};
 use packrun_protocol::join_token::JoinToken;
+use packrun_protocol::limit;
 use packrun_protocol::name::{Labels, Name};
 use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::JoinSecret;
@@ -55,6 +56,7 @@ pub(super) struct Job {
     pub(super) script: String,
     pub(super) artifacts: Vec<ArtifactRule>,
     pub(super) inputs: Vec<InputRule>,
+    pub(super) log_bytes_max: u64,
 }
 
 impl Job {
@@ -68,6 +70,7 @@ impl Job {
             // Whatever it leaves is kept.
             artifacts: vec![ArtifactRule { path: "**".into(), name: None, optional: true }],
             inputs: Vec::new(),
+            log_bytes_max: limit::LOG_BYTES_MAX,
         }
     }
 
@@ -79,6 +82,7 @@ impl Job {
             timeout: None,
             artifacts: self.artifacts,
             inputs: self.inputs,
+            log_bytes_max: self.log_bytes_max,
         });
         let key = |shard| match self.width {
             1 => self.name.to_owned(),

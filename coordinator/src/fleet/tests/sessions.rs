@@ -8,7 +8,7 @@ use packrun_protocol::state::{JobRunState, PackRunState};
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
 
-use super::agent::{blocks, success};
+use super::agent::{Agent, blocks, success};
 use super::scene::{Job, PATIENCE, Scene, settings};
 use crate::core::Config;
 use crate::core::event::Command;
@@ -321,6 +321,22 @@ async fn an_address_has_no_more_connections_than_it_may() {
     first.connection.close(0u32.into(), b"");
     scene.until("there is room", |_| scene.fleet.as_ref().unwrap().gauges().connections == 1).await;
     agents[2].connect(1).await;
+}
+
+#[tokio::test]
+async fn more_handshakes_than_may_begin_come_later_and_none_is_lost() {
+    let mut settings = settings();
+    settings.limits.handshakes_per_second = 2;
+    let scene = Scene::open_with(settings, Config::default()).await;
+    // What enrols them is a part of what may come at once: four in two seconds.
+    let first = scene.enrolled().await;
+    let second = scene.enrolled().await;
+    let agents = [&first, &second].into_iter().cycle().take(6);
+    let links = futures_util::future::join_all(agents.map(Agent::dial));
+    let began = tokio::time::Instant::now();
+    let links = tokio::time::timeout(PATIENCE, links).await.unwrap();
+    assert!(links.iter().all(Result::is_ok), "{links:?}");
+    assert!(began.elapsed() >= Duration::from_secs(1), "eight in all don't come at once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

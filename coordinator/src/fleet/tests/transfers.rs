@@ -233,3 +233,30 @@ async fn an_input_from_a_wide_job_is_listed_whole() {
     link.end(attempt, success(0, 0)).await;
     scene.until_run(run, PackRunState::Completed).await;
 }
+
+#[tokio::test]
+async fn more_downloads_than_may_go_on_at_once_wait_their_turn() {
+    let mut settings = super::scene::settings();
+    settings.limits.downloads_per_agent = 1;
+    let scene = Scene::open_with(settings, crate::core::Config::default()).await;
+    let mut link = scene.enrolled().await.connect(3).await;
+    scene.start(jobs()).await;
+    let content = vec![7; 8 << 20];
+    for (path, assignment) in ["out/a", "out/b"].into_iter().zip(link.assigned().await) {
+        link.upload(assignment.attempt, path, &content).await;
+        link.end(assignment.attempt, success(0, 1)).await;
+    }
+    let attempt = link.assigned_one().await.attempt;
+    // One that nobody reads keeps its turn: its bytes don't fit into the stream's window.
+    let digest = Digest::of(&content);
+    let header = StreamHeader::Download { attempt, digest, offset: 0 };
+    assert_eq!(inputs(&link, attempt, 0).await.unwrap().len(), 2);
+    let (_writer, mut first) = link.ask(&header).await;
+    assert_eq!(first.expect::<DownloadAnswer>().await.unwrap(), DownloadAnswer::Bytes(8 << 20));
+    let (_writer, mut second) = link.ask(&header).await;
+    let answer =
+        tokio::time::timeout(std::time::Duration::from_millis(100), second.expect::<DownloadAnswer>()).await;
+    assert!(answer.is_err(), "it waits: {answer:?}");
+    drop(first);
+    assert_eq!(second.expect::<DownloadAnswer>().await.unwrap(), DownloadAnswer::Bytes(8 << 20));
+}

@@ -127,7 +127,10 @@ async fn nothing_is_acknowledged_before_a_sync_has_succeeded() {
     store.append(block(attempt(1), 0, 3)).await.unwrap();
     health.wait_for(|health| health.sync.as_deref() == Some("the disk is gone")).await.unwrap();
     store.append(block(attempt(1), 3, 1)).await.unwrap();
-    assert_eq!(*progress.borrow(), Progress { readable: 4, durable: 0, sealed: false });
+    assert_eq!(
+        *progress.borrow(),
+        Progress { readable: 4, durable: 0, sealed: false, bytes: block(attempt(1), 0, 4).log_bytes() }
+    );
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await.len(), 4, "but it is readable");
 
     disk.fail_syncs(false);

@@ -43,7 +43,10 @@ async fn a_restart_finds_the_same_extents_numbers_and_entries() {
     let after = [attempt(1), attempt(2)].map(|attempt| store.extents(attempt).unwrap()).concat();
     assert_eq!(after, before);
     let progress = store.open_attempt(attempt(1), pack_run(9), NO_OFFSET, Timestamp::MIN);
-    assert_eq!(progress, Progress { readable: 6, durable: 6, sealed: false });
+    assert_eq!(
+        progress,
+        Progress { readable: 6, durable: 6, sealed: false, bytes: block(attempt(1), 0, 6).log_bytes() }
+    );
     store.append(block(attempt(1), 6, 1)).await.unwrap();
     assert_eq!(texts(store.read_attempt(attempt(1), 0).unwrap(), 0).await, expected_texts(attempt(1), 0..7));
     assert_eq!(store.feed_progress(pack_run(9)).unwrap().borrow().next_arrival, 6);

@@ -1,22 +1,23 @@
 //! One job of a pack file.
 
+mod files;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use packrun_protocol::job::is_glob;
-use packrun_protocol::limit::{ARTIFACT_RULES_MAX, LABELS_MAX};
+use packrun_protocol::limit::{LABELS_MAX, LOG_BYTES_MAX, LOG_BYTES_MIN};
 use packrun_protocol::name::{JobKey, Labels, MatrixValue, Name};
 
 use super::{KnownNames, name, template, variables, word};
 use crate::core::plan::{BACKOFF_MAX, Retry, When};
 use crate::pack::fields::{Fields, Reader};
-use crate::pack::model::{Action, Artifact, Axis, Input, Job};
+use crate::pack::model::{Action, Axis, Job};
 use crate::pack::problem::{Kind, Place, excerpt};
 use crate::pack::source::{Key, Node, Value};
 use crate::pack::template::Template;
 use crate::pack::{quantity, rules};
 
-pub(in crate::pack) const JOB_KEYS: [&str; 15] = [
+pub(in crate::pack) const JOB_KEYS: [&str; 16] = [
     "run",
     "command",
     "needs",
@@ -26,6 +27,7 @@ pub(in crate::pack) const JOB_KEYS: [&str; 15] = [
     "labels",
     "resources",
     "timeout",
+    "log_limit",
     "retry",
     "artifacts",
     "inputs",
@@ -89,6 +91,7 @@ impl<'n> JobReader<'_, '_, 'n> {
         let (cpu_millis, memory_bytes) =
             fields.get("resources").map(|node| self.resources(node)).unwrap_or_default();
         let timeout = fields.get("timeout").and_then(|node| self.timeout(node));
+        let log_limit = fields.get("log_limit").and_then(|node| self.log_limit(node));
         let retry = fields.get("retry").and_then(|node| self.retry(node)).unwrap_or(RETRY_DEFAULT);
         let artifacts = fields.get("artifacts").map(|node| self.artifacts(node, scope)).unwrap_or_default();
         let inputs = fields.get("inputs").map(|node| self.inputs(node, &needed, scope)).unwrap_or_default();
@@ -108,6 +111,7 @@ impl<'n> JobReader<'_, '_, 'n> {
             cpu_millis,
             memory_bytes,
             timeout,
+            log_limit,
             retry,
             artifacts,
             inputs,
@@ -268,6 +272,14 @@ impl<'n> JobReader<'_, '_, 'n> {
         Some(timeout)
     }
 
+    fn log_limit(&mut self, node: &Node) -> Option<u64> {
+        let limit = self.reader.quantity(node, "`log_limit`", quantity::MEMORY_RULE, quantity::memory)?;
+        if !(LOG_BYTES_MIN..=LOG_BYTES_MAX).contains(&limit) {
+            self.reader.report(node.at, Kind::Value, "`log_limit` is from 1KiB to 1TiB");
+        }
+        Some(limit)
+    }
+
     fn retry(&mut self, node: &Node) -> Option<Retry> {
         let fields = self.reader.fields(node, "`retry`", &RETRY_KEYS)?;
         let rule = format!("`attempts` is a number from 1 to {ATTEMPTS_MAX}");
@@ -287,100 +299,6 @@ impl<'n> JobReader<'_, '_, 'n> {
             attempts: attempts.unwrap_or(RETRY_DEFAULT.attempts),
             backoff: backoff.unwrap_or(RETRY_DEFAULT.backoff),
         })
-    }
-
-    fn artifacts(&mut self, node: &Node, scope: KnownNames<'_>) -> Vec<Artifact> {
-        let items = self.reader.items(node, "`artifacts`").unwrap_or_default();
-        if items.len() > ARTIFACT_RULES_MAX {
-            let message = format!("a job takes at most {ARTIFACT_RULES_MAX} artifacts");
-            self.reader.report(node.at, Kind::Limit, message);
-        }
-        let mut names = HashSet::new();
-        let mut artifacts = Vec::with_capacity(items.len());
-        for item in items {
-            let Some(artifact) = self.artifact(item, scope) else { continue };
-            if let Some(name) = artifact.name.as_ref().and_then(Template::literal)
-                && let Err(message) = rules::distinct_name(&mut names, name)
-            {
-                self.reader.report(item.at, Kind::Duplicate, message);
-            }
-            artifacts.push(artifact);
-        }
-        artifacts
-    }
-
-    fn artifact(&mut self, node: &Node, scope: KnownNames<'_>) -> Option<Artifact> {
-        if !matches!(node.value, Value::Mapping(_)) {
-            let path = self.path(node, "an artifact's path", scope, rules::artifact_path)?;
-            return Some(Artifact { path, name: None, optional: false });
-        }
-        let fields = self.reader.fields(node, "an artifact", &ARTIFACT_KEYS)?;
-        let name = fields.get("name").and_then(|node| {
-            let name = template(self.reader, node, "an artifact's name", scope)?;
-            if let Some(text) = name.literal() {
-                self.reader.checked(node.at, text.parse::<Name>());
-            }
-            Some(name)
-        });
-        let optional = self.truth(&fields, "optional");
-        let Some(path) = fields.get("path") else {
-            self.reader.report(fields.at, Kind::Missing, "an artifact needs a `path`");
-            return None;
-        };
-        let path = self.path(path, "an artifact's path", scope, rules::artifact_path)?;
-        Some(Artifact { path, name, optional })
-    }
-
-    fn path<T>(
-        &mut self,
-        node: &Node,
-        what: &str,
-        scope: KnownNames<'_>,
-        rule: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<Template> {
-        let path = template(self.reader, node, what, scope)?;
-        if let Some(text) = path.literal() {
-            self.reader.checked(node.at, rule(text));
-        }
-        Some(path)
-    }
-
-    fn inputs(&mut self, node: &Node, needed: &BTreeSet<&str>, scope: KnownNames<'_>) -> Vec<Input> {
-        let items = self.reader.items(node, "`inputs`").unwrap_or_default();
-        items.iter().filter_map(|item| self.input(item, needed, scope)).collect()
-    }
-
-    fn input(&mut self, node: &Node, needed: &BTreeSet<&str>, scope: KnownNames<'_>) -> Option<Input> {
-        let fields = self.reader.fields(node, "an input", &INPUT_KEYS)?;
-        for key in ["from", "artifact"] {
-            if fields.get(key).is_none() {
-                self.reader.report(fields.at, Kind::Missing, format!("an input needs `{key}`"));
-            }
-        }
-        let from = fields.get("from").and_then(|node| self.from(node, needed));
-        let mut path = |key: &str| {
-            let node = fields.get(key)?;
-            Some((node.at, self.path(node, &format!("`{key}`"), scope, rules::input_path)?))
-        };
-        let artifact = path("artifact");
-        let to = path("to").map(|(_, to)| to);
-        let optional = self.truth(&fields, "optional");
-        let (from, (at, artifact)) = from.zip(artifact)?;
-        if let Some(text) = artifact.literal().filter(|text| is_glob(text)) {
-            self.taken.push(Taken { at, from: from.clone(), artifact: text.to_owned() });
-        }
-        Some(Input { from, artifact, to, optional })
-    }
-
-    fn from(&mut self, node: &Node, needed: &BTreeSet<&str>) -> Option<Name> {
-        let text = self.reader.scalar(node, "`from`")?;
-        if !needed.contains(text) {
-            let message = format!("`from: {}` is not among the job's `needs`", excerpt(text));
-            let needed = needed.iter().copied();
-            self.reader.problems.add_unknown(node.at, Kind::UnknownReference, message, text, needed);
-            return None;
-        }
-        self.reader.parsed(node, "`from`")
     }
 }
 

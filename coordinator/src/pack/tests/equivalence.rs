@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::super::{Format, check};
-use super::pack;
+use super::super::Format;
+use super::{check, pack};
 
 const YAML: &str = r#"
 # A comment.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use packrun_protocol::id::JobRunId;
 use packrun_protocol::job::Action;
 
-use super::super::Pack;
+use super::super::{Limits, Pack};
 use super::pack;
 use crate::core::plan::{Plan, When};
 
@@ -22,7 +22,7 @@ fn plan(pack: &Pack, values: &[(&str, &str)]) -> Result<Plan, String> {
         next += 1;
         JobRunId::from_bytes(next.to_be_bytes())
     };
-    pack.plan(&arguments, next_id).map_err(|error| error.to_string())
+    pack.plan(&arguments, &Limits::default(), next_id).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -178,4 +178,15 @@ fn ten_thousand_jobs_are_no_matter() {
     let plan = self::plan(&wide, &[]).unwrap();
     let keys: HashSet<_> = plan.jobs[0].runs.iter().map(|run| run.key.clone()).collect();
     assert_eq!(keys.len(), 10_000);
+}
+
+#[test]
+fn a_log_has_the_jobs_limit_or_the_coordinators_whichever_is_lower() {
+    let limits = Limits { log_bytes: 1 << 20, ..Limits::default() };
+    let pack =
+        pack("name: p\njobs: {a: {run: x}, b: {run: x, log_limit: 2KiB}, c: {run: x, log_limit: 1GiB}}");
+    let plan = pack.plan(&pack.arguments(&BTreeMap::new()).unwrap(), &limits, JobRunId::generate).unwrap();
+    let bytes: Vec<_> = plan.job_runs().map(|run| run.definition.log_bytes_max).collect();
+    assert_eq!(bytes, [1 << 20, 2 << 10, 1 << 20]);
+    assert!(pack.canonical().contains(r#""log_limit_bytes":2048"#), "{}", pack.canonical());
 }

@@ -7,7 +7,11 @@ mod properties;
 mod reference;
 mod schema;
 
-use super::{Format, InvalidPack, Pack, check};
+use super::{Format, InvalidPack, Limits, Pack};
+
+fn check(format: Format, source: &[u8]) -> Result<Pack, InvalidPack> {
+    super::check(format, source, &Limits::default())
+}
 
 /// The pack of a YAML text that is right.
 fn pack(text: &str) -> Pack {

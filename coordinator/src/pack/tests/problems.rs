@@ -1,7 +1,7 @@
 //! Every problem with its place, message and kind.
 
-use super::super::{FILE_BYTES_MAX, Format, check};
-use super::{lines, report};
+use super::super::{Format, Limits};
+use super::{check, lines, report};
 
 /// Asserts that each YAML text has exactly these problems.
 fn assert_problems(cases: &[(&str, &str)]) {
@@ -255,7 +255,7 @@ fn values_keep_their_rules() {
         (
             "resources: { cpus: -1, memory: 5 }",
             "5:24: `-1`: processors are written like `2` or `0.5`, at most 4096, to a thousandth [value]\n\
-             5:36: `5`: memory is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
+             5:36: `5`: an amount of bytes is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
         ),
         (
             "allow_failure: yes",
@@ -346,7 +346,7 @@ fn text_that_is_no_text_is_refused_with_its_place() {
         report(Format::Json, "{\"a\": 1, \"\\u0000\": 1}").lines().next(),
         Some("1:1: a pack needs a `name` [missing]")
     );
-    let large = vec![b' '; FILE_BYTES_MAX + 1];
+    let large = vec![b' '; Limits::default().file_bytes + 1];
     assert!(lines(&check(Format::Yaml, &large).unwrap_err()).starts_with("1:1: the file has 8388609 bytes"));
 }
 
@@ -382,4 +382,28 @@ fn deep_and_endless_files_end_at_their_bounds() {
     let error = check(Format::Yaml, unknown.as_bytes()).unwrap_err();
     assert_eq!((error.problems.len(), error.omitted), (50, 152));
     assert!(error.report("f").ends_with("f: and 152 more problems"));
+}
+
+#[test]
+fn a_job_takes_no_more_rules_and_labels_than_it_may() {
+    let list = |count: usize, item: fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(", ");
+    let artifacts = |count| job(&format!("artifacts: [{}]", list(count, |n| format!("a{n}"))));
+    let labels = |count| job(&format!("labels: {{ {} }}", list(count, |n| format!("l{n}: x"))));
+    for text in [artifacts(1024), labels(64)] {
+        check(Format::Yaml, text.as_bytes()).unwrap();
+    }
+    assert!(report(Format::Yaml, &artifacts(1025)).ends_with("a job takes at most 1024 artifacts [limit]"));
+    assert!(report(Format::Yaml, &labels(65)).ends_with("a job takes at most 64 labels [limit]"));
+}
+
+#[test]
+fn a_limit_of_the_log_is_an_amount_of_bytes_in_its_range() {
+    assert_job_problems(&[
+        ("log_limit: 1B", "5:16: `log_limit` is from 1KiB to 1TiB [value]"),
+        ("log_limit: 2TiB", "5:16: `log_limit` is from 1KiB to 1TiB [value]"),
+        (
+            "log_limit: 5",
+            "5:16: `5`: an amount of bytes is written like `512MiB` or `2GiB` (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB), at most 1024TiB [value]",
+        ),
+    ]);
 }

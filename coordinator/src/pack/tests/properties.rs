@@ -7,7 +7,8 @@ use packrun_protocol::{codec, limit};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::super::{Format, check};
+use super::super::{Format, Limits};
+use super::check;
 
 const FORMATS: [Format; 3] = [Format::Yaml, Format::Toml, Format::Json];
 
@@ -232,7 +233,7 @@ proptest! {
     fn a_plan_is_in_topological_order_with_unique_keys_and_ids(file in pack()) {
         let pack = check(Format::Json, file.to_string().as_bytes()).unwrap();
         let given = BTreeMap::from([("y".to_owned(), "b".to_owned())]);
-        let plan = pack.plan(&pack.arguments(&given).unwrap(), JobRunId::generate).unwrap();
+        let plan = pack.plan(&pack.arguments(&given).unwrap(), &Limits::default(), JobRunId::generate).unwrap();
         prop_assert_eq!(plan.jobs.len(), pack.jobs().count());
         let (mut keys, mut ids) = (HashSet::new(), HashSet::new());
         for (position, job) in plan.jobs.iter().enumerate() {

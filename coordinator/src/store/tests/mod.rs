@@ -37,6 +37,7 @@ fn plan() -> Plan {
         timeout: Some(Duration::from_secs(3)),
         artifacts: Vec::new(),
         inputs: Vec::new(),
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     });
     let job = |job: &str, needs: Vec<JobIndex>| PlannedJob {
         name: name(job),

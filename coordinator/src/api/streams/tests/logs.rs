@@ -2,11 +2,13 @@
 
 use packrun_protocol::block::{BlockBuilder, LogStream};
 use packrun_protocol::id::{AttemptId, JobRunId, PackRunId};
+use packrun_protocol::limit;
 use packrun_protocol::state::Verdict;
 use packrun_protocol::time::Timestamp;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use super::super::page::TEXT_BYTES;
 use super::stage::{Agent, Stage, wait_for_end};
 
 const JOBS: [(&str, &[u32], usize, u32); 2] = [("test", &[], 3, 1), ("lint", &[], 1, 1)];
@@ -355,4 +357,26 @@ async fn what_no_page_gave_and_what_no_page_has_is_refused() {
     // A forged one is a place like any other.
     let forged = stage.json(&format!("{}?cursor=-99.{id}.1.7", path(run))).await;
     assert_eq!(forged["items"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_page_ends_where_its_texts_are_many() {
+    let stage = Stage::new().await;
+    let run = stage.run(&[("test", &[], 1, 1)]).await;
+    let mut agent = stage.agent("builder", 1).await;
+    let given = agent.given().await.remove(0);
+    agent.start(&given).await;
+    let line = "x".repeat(limit::ENTRY_TEXT_BYTES_MAX);
+    for _ in 0..100 {
+        agent.say(given.attempt, &[&line]).await;
+    }
+    let full = TEXT_BYTES / line.len();
+    let by_number = stage.json(&format!("/v1/runs/{}/logs?limit=100", given.attempt.job_run)).await;
+    assert_eq!(by_number["items"].as_array().unwrap().len(), full);
+    agent.end(given.attempt, Verdict::Succeeded, 0).await;
+    wait_for_end(&stage, run).await;
+    stage.close(run).await;
+    let page = stage.json(&format!("{}?limit=100", path(run))).await;
+    assert_eq!(page["items"].as_array().unwrap().len(), full);
+    assert_eq!(all(&stage, &format!("{}?", path(run)), 100).await.len(), 100);
 }

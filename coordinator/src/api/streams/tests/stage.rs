@@ -85,6 +85,7 @@ impl Stage {
             artifacts: ArtifactStore::open(&folder.path().join("artifacts"), 1 << 30).unwrap(),
             clock,
             started_at: clock.now(),
+            limits: crate::api::Limits::default(),
             ca_fingerprint: Digest::of(b"a certificate"),
             stop: CancellationToken::new(),
         };
@@ -207,6 +208,7 @@ fn plan(jobs: &[(&str, &[u32], usize, u32)]) -> Plan {
         timeout: None,
         artifacts: Vec::new(),
         inputs: Vec::new(),
+        log_bytes_max: packrun_protocol::limit::LOG_BYTES_MAX,
     });
     let job = |&(name, needs, width, attempts): &(&str, &[u32], usize, u32)| PlannedJob {
         name: name.parse().unwrap(),
