@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use packrun_protocol::bounded::BoundedText;
-use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello};
+use packrun_protocol::control::{FromAgent, HeldAnswer, HeldAttempt, HeldPhase, Hello, Isolation};
 use packrun_protocol::id::{AttemptId, AttemptNumber, Epoch, EpochProof, JobRunId};
 use packrun_protocol::name::Labels;
 use packrun_protocol::quic::FrameWriter;
@@ -39,6 +39,7 @@ struct LyingHello {
     epoch: u64,
     attempts: Vec<HeldAttempt>,
     proof: Option<EpochProof>,
+    isolation: Isolation,
 }
 
 fn lying() -> LyingHello {
@@ -51,6 +52,7 @@ fn lying() -> LyingHello {
         epoch: 0,
         attempts: Vec::new(),
         proof: None,
+        isolation: Isolation::Subreaper,
     }
 }
 

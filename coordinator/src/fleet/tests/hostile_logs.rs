@@ -6,8 +6,9 @@ use packrun_protocol::id::{AttemptId, AttemptNumber, JobRunId};
 use packrun_protocol::limit;
 use packrun_protocol::stream::CloseCode;
 use packrun_protocol::time::{ClockOffset, Timestamp};
+use quinn::ConnectionError;
 
-use super::agent::{blocks, success};
+use super::agent::{blocks, parting, success};
 use super::stage::{Stage, is_heard, stopped};
 
 /// A block whose header says something else than its content, under a checksum that is right.
@@ -181,8 +182,14 @@ async fn floods_of_reports_that_say_nothing_new_end_the_connection() {
         // What is said to it is taken meanwhile.
         let taking = tokio::spawn(async move { while let Ok(Some(_)) = reader.raw().await {} });
         let _ = writer.flush().await;
-        let (code, reason) = super::agent::parting(&connection.closed().await);
-        assert_eq!(code, CloseCode::Overloaded, "{message:?}: {reason}");
+        // A flood can lose the coordinator's last word; then it doesn't know the connection any more.
+        match connection.closed().await {
+            ConnectionError::Reset => {}
+            other => {
+                let (code, reason) = parting(&other);
+                assert_eq!(code, CloseCode::Overloaded, "{message:?}: {reason}");
+            }
+        }
         taking.await.unwrap();
         let held = vec![HeldAttempt { attempt: own, phase: HeldPhase::Running(at) }];
         link = stage.villain.connect_holding(1, held).await;
