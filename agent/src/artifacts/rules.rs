@@ -16,7 +16,7 @@ use super::collect::CollectError;
 
 /// The rules of one job.
 #[derive(Debug)]
-pub(super) struct Rules<'a> {
+pub struct Rules<'a> {
     rules: Vec<Rule<'a>>,
     globs: GlobSet,
     /// Of each glob in the set the position of its rule: a plain path makes two.
@@ -34,7 +34,11 @@ struct Rule<'a> {
 }
 
 impl<'a> Rules<'a> {
-    pub(super) fn compile(rules: &'a [ArtifactRule]) -> Result<Self, CollectError> {
+    /// These rules, ready to match.
+    ///
+    /// # Errors
+    /// When one of them is not valid, or they are more than a job may have.
+    pub fn compile(rules: &'a [ArtifactRule]) -> Result<Self, CollectError> {
         if rules.len() > ARTIFACT_RULES_MAX {
             return Err(CollectError::Limit { what: "artifact rules", max: ARTIFACT_RULES_MAX as u64 });
         }
@@ -74,7 +78,8 @@ impl<'a> Rules<'a> {
     }
 
     /// The positions of the rules that match `path`, in order.
-    pub(super) fn matching(&self, path: &Path) -> Vec<usize> {
+    #[must_use]
+    pub fn matching(&self, path: &Path) -> Vec<usize> {
         let globs = self.globs.matches(path);
         let mut rules: Vec<_> =
             globs.into_iter().filter_map(|glob| self.rule_of_glob.get(glob).copied()).collect();
@@ -83,8 +88,10 @@ impl<'a> Rules<'a> {
         rules
     }
 
-    /// Whether a file in `folder`, `depth` folders deep, or below it can match.
-    pub(super) fn reach(&self, folder: &Path, depth: usize) -> bool {
+    /// Whether a file in `folder`, `depth` folders deep, or below it can match. What a rule matches lies in folders
+    /// that it reaches.
+    #[must_use]
+    pub fn reach(&self, folder: &Path, depth: usize) -> bool {
         self.rules.iter().any(|rule| {
             depth <= rule.depth_max && (rule.anchor.starts_with(folder) || folder.starts_with(&rule.anchor))
         })
