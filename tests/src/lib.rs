@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "this crate is nothing but tests")]
 
 pub mod api;
+pub mod fuzz;
 pub mod hostile;
 pub mod noise;
 pub mod process;

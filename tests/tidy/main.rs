@@ -88,8 +88,9 @@ fn sources() -> Vec<Source> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            // The fuzz targets are a workspace of their own, which keeps what it builds with them.
             if path.is_dir() {
-                folders.push(path);
+                folders.extend(Some(path).filter(|path| !path.ends_with("fuzz/target")));
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let path = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
@@ -247,6 +248,7 @@ impl Source {
         let parts: Vec<&str> = self.path.split('/').collect();
         match parts[..] {
             [_, "src", "lib.rs" | "main.rs"] | [_, "src", "bin", _] | ["tests", _, "main.rs"] => true,
+            ["tests", "fuzz", "fuzz_targets", _] => true,
             ["protocol" | "coordinator" | "agent", "tests" | "benches", file] => file.ends_with(".rs"),
             _ => false,
         }

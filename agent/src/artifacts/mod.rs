@@ -11,4 +11,4 @@ pub mod collect;
 pub mod folder;
 mod hash;
 pub mod inputs;
-mod rules;
+pub mod rules;

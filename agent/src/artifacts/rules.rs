@@ -13,7 +13,7 @@ use super::collect::CollectError;
 
 /// The rules of one job.
 #[derive(Debug)]
-pub(super) struct Rules<'a> {
+pub struct Rules<'a> {
     all: &'a [ArtifactRule],
     rules: Vec<Rule<'a>>,
     matcher: ArtifactMatcher,
@@ -30,7 +30,11 @@ struct Rule<'a> {
 }
 
 impl<'a> Rules<'a> {
-    pub(super) fn compile(all: &'a [ArtifactRule]) -> Result<Self, CollectError> {
+    /// These rules, ready to match.
+    ///
+    /// # Errors
+    /// When one of them is not valid, or they are more than a job may have.
+    pub fn compile(all: &'a [ArtifactRule]) -> Result<Self, CollectError> {
         let matcher = ArtifactMatcher::compile(all).map_err(|error| match error {
             MatcherError::Rule { path, why } => CollectError::Rule { path, why },
             MatcherError::TooMany => {
@@ -54,12 +58,15 @@ impl<'a> Rules<'a> {
     }
 
     /// The positions of the rules that match `path`, in order.
-    pub(super) fn matching(&self, path: &Path) -> Vec<usize> {
+    #[must_use]
+    pub fn matching(&self, path: &Path) -> Vec<usize> {
         self.matcher.matching(path)
     }
 
-    /// Whether a file in `folder`, `depth` folders deep, or below it can match.
-    pub(super) fn reach(&self, folder: &Path, depth: usize) -> bool {
+    /// Whether a file in `folder`, `depth` folders deep, or below it can match. What a rule matches lies in folders
+    /// that it reaches.
+    #[must_use]
+    pub fn reach(&self, folder: &Path, depth: usize) -> bool {
         self.rules.iter().any(|rule| {
             depth <= rule.depth_max && (rule.anchor.starts_with(folder) || folder.starts_with(&rule.anchor))
         })

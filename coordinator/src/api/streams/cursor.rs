@@ -60,3 +60,33 @@ pub(super) fn parse_log_cursor(text: &str) -> Option<Option<MergeKey>> {
 fn parts(text: &str) -> Option<std::str::Split<'_, char>> {
     (text.len() <= CURSOR_BYTES_MAX).then(|| text.split('.'))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_place_is_read_back_from_its_id(epoch: u64, block: u64, entry: u32, change: u64) {
+            let place = Place { block, entry, change };
+            prop_assert_eq!(parse_event_id(&event_id(Epoch(epoch), place)), Some(place));
+        }
+
+        #[test]
+        fn a_key_is_read_back_from_its_cursor(micros: i64, job_run: [u8; 16], number in 1u32.., seq: u64) {
+            let number = AttemptNumber::new(number).unwrap();
+            let attempt = AttemptId { job_run: JobRunId::from_bytes(job_run), number };
+            let key = MergeKey { time: Timestamp::from_micros(micros), attempt, seq };
+            prop_assert_eq!(parse_log_cursor(&log_cursor(key)), Some(Some(key)));
+        }
+
+        #[test]
+        fn a_text_that_is_almost_a_cursor_has_the_fields_of_one_or_is_refused(text in "[-+0-9a-f.é]{0,120}") {
+            let fields = text.split('.').count();
+            prop_assert!(parse_event_id(&text).is_none() || fields == 4);
+            prop_assert!(parse_log_cursor(&text).is_none() || fields == 4 || text == LOG_START);
+        }
+    }
+}
