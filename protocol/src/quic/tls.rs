@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::WebPkiServerVerifier;
@@ -23,6 +24,10 @@ use crate::cert::{AgentCertificate, Identity};
 use crate::id::Digest;
 use crate::stream::{ALPN_AGENT, ALPN_ENROL};
 use crate::time::Timestamp;
+
+/// How long a client that has shown its address may wait to be let in. quinn's 15 seconds are less than its fifth try,
+/// since the waits between the packets of a handshake double: in a crowd, that one was refused instead of let in later.
+const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(120);
 
 /// Why a TLS set-up can't be made of the given certificates.
 #[derive(Debug, Error)]
@@ -81,6 +86,7 @@ pub fn server_config(
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Verifier(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(coordinator_transport());
+    config.retry_token_lifetime(RETRY_TOKEN_LIFETIME);
     Ok(config)
 }
 
