@@ -1,5 +1,6 @@
 //! The pack language from the outside: a file's text in, a pack, a plan or problems out.
 
+mod bounds;
 mod equivalence;
 mod expansion;
 mod problems;
