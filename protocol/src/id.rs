@@ -12,7 +12,9 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
-/// A text that is not an id, an attempt number or a digest.
+use crate::name::shown;
+
+/// A text that is not an id or a digest. The message shows the start of it, fit for a terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{text}` is not {expected}")]
 pub struct ParseIdError {
@@ -22,7 +24,7 @@ pub struct ParseIdError {
 
 impl ParseIdError {
     fn new(text: &str, expected: &'static str) -> Self {
-        Self { text: text.chars().take(80).collect(), expected }
+        Self { text: shown(text), expected }
     }
 }
 
@@ -327,6 +329,13 @@ mod tests {
         let second = AttemptId { number: first.number.next(), ..first };
         assert_eq!(first.traceparent(run), "00-0197f3a12b3c7d4e8f5061728394a5b6-80000000000000fe-01");
         assert_eq!(second.traceparent(run), "00-0197f3a12b3c7d4e8f5061728394a5b6-80000000000000fd-01");
+    }
+
+    #[test]
+    fn a_refused_id_does_not_command_the_terminal_it_is_shown_on() {
+        let message = "\u{1b}[2J".parse::<JobRunId>().unwrap_err().to_string();
+        assert_eq!(message, r"`\u{1b}[2J` is not a UUID");
+        assert!(!"sha256:\u{9b}".parse::<Digest>().unwrap_err().to_string().contains('\u{9b}'));
     }
 
     #[test]

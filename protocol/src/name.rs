@@ -24,12 +24,17 @@ pub struct NameError {
 
 impl NameError {
     fn new(text: &str, kind: &'static str, rule: &'static str) -> Self {
-        let mut shown = String::new();
-        for char in text.chars().take(80) {
-            if char.is_control() { shown.extend(char.escape_debug()) } else { shown.push(char) }
-        }
-        Self { text: shown, kind, rule }
+        Self { text: shown(text), kind, rule }
     }
+}
+
+/// The start of a refused text as its refusal shows it.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for char in text.chars().take(80) {
+        if char.is_control() { shown.extend(char.escape_debug()) } else { shown.push(char) }
+    }
+    shown
 }
 
 macro_rules! checked_text {

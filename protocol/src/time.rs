@@ -15,7 +15,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
-/// A text or number that is no time of the years 0 to 9999.
+/// A text or number that is no time of the years 0 to 9999. The message shows the start of it, fit for a terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{0}` is not an RFC 3339 time of the years 0 to 9999")]
 pub struct TimestampError(String);
@@ -100,7 +100,7 @@ impl FromStr for Timestamp {
     type Err = TimestampError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || TimestampError(text.chars().take(80).collect());
+        let refused = || TimestampError(crate::name::shown(text));
         let micros = DateTime::parse_from_rfc3339(text).map_err(|_| refused())?.timestamp_micros();
         if (Self::MIN.0..=Self::MAX.0).contains(&micros) { Ok(Self(micros)) } else { Err(refused()) }
     }
@@ -219,6 +219,8 @@ mod tests {
         assert_eq!(Timestamp::MAX + Duration::MAX, Timestamp::MAX);
         assert_eq!(Timestamp::MIN - Duration::MAX, Timestamp::MIN);
         assert!("+10000-01-01T00:00:00Z".parse::<Timestamp>().is_err());
+        let refused = "1970\u{1b}[2J".parse::<Timestamp>().unwrap_err().to_string();
+        assert!(refused.starts_with(r"`1970\u{1b}[2J` is not"), "{refused}");
     }
 
     #[test]

@@ -93,8 +93,8 @@ fn write_segments(folder: &Path, mut data: &[u8]) {
             // A block that is one but for its content.
             1 if body.len() >= HEADER_BYTES => put_record(&mut segment, &[&[0], &sealed(body)[..]].concat()),
             2 => {
-                let end = segment.len() - usize::from(flags >> 3).min(segment.len());
-                segment.truncate(end);
+                let end = segment.len().saturating_sub(usize::from(flags >> 3));
+                segment.truncate(end.max(MAGIC.len()));
             }
             _ => segment.extend_from_slice(body),
         }

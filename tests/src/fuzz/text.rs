@@ -141,9 +141,8 @@ pub(super) fn tokens(data: &[u8]) {
         2 => format!("packrun-{}", sealed()),
         _ => format!("packrun-join-{}", URL_SAFE_NO_PAD.encode(data)),
     };
-    match text.parse::<JoinToken>() {
-        Ok(token) => assert_eq!(token.to_string(), text.trim()),
-        Err(error) => assert!(!error.to_string().contains(&text) || text.len() < 60),
+    if let Ok(token) = text.parse::<JoinToken>() {
+        assert_eq!(token.to_string(), text.trim());
     }
     if let Ok(token) = text.parse::<ApiToken>() {
         assert_eq!(token.to_string(), text.trim());
@@ -164,7 +163,7 @@ pub(super) fn certificates(data: &[u8]) {
         1 => request(ca, &pem("CERTIFICATE REQUEST"), now),
         2 => {
             let pem = pem("CERTIFICATE");
-            assert_eq!(der_of(&pem, "certificate").ok().as_deref(), Some(data).filter(|_| !data.is_empty()));
+            assert_eq!(der_of(&pem, "certificate").ok().as_deref(), Some(data));
             drop(AgentCertificate::parse_pem(&pem));
         }
         _ => {
