@@ -31,6 +31,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long a session lasts that is no sign of trouble when it ends.
 const LASTING: Duration = Duration::from_secs(10);
 
+/// How long the coordinator's word on why it ends a session is waited for.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
 /// Now, by both clocks.
 pub(super) fn moment(clock: Clock) -> Moment {
     Moment { at: clock.now(), wall: Clock::start().now() }
@@ -349,7 +352,13 @@ impl Link {
         self.feed(Input::Disconnected).await;
         let Some(session) = self.line.session() else { return Ok(()) };
         let (address, connection) = (session.dialed.address.clone(), session.dialed.connection.clone());
-        let closed = connection.close_reason();
+        let closed = match (connection.close_reason(), error) {
+            (None, ReadError::Ended | ReadError::Stream(_)) => {
+                // A stream's end may overtake the word on why.
+                tokio::time::timeout(LAST_WORD, connection.closed()).await.ok()
+            }
+            (closed, _) => closed,
+        };
         self.check_refusal(&address, closed.as_ref())?;
         let wait = self.wait();
         let error = error as &dyn std::error::Error;

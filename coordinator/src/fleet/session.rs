@@ -150,18 +150,22 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certifi
         greeted = greet::greet(shared, connection, certificate) => greeted,
     };
     drop(waiting);
-    let parting = match greeted {
+    match greeted {
         Ok((mut session, seat)) => {
             let parting = session.run(&seat).await;
             session.part(&parting).await;
             session.workers.shutdown().await;
+            // Before the control stream is dropped: its end would come without a reason.
+            end(connection, agent, parting);
             if let Err(error) = shared.artifacts.bound_partials(agent).await {
                 tracing::warn!(%agent, %error, "what the agent left of its uploads could not be looked through");
             }
-            parting
         }
-        Err(parting) => parting,
-    };
+        Err(parting) => end(connection, agent, parting),
+    }
+}
+
+fn end(connection: &Connection, agent: AgentId, parting: Parting) {
     match parting {
         Parting::Lost => {
             tracing::info!(%agent, "an agent's connection was lost");
