@@ -1,4 +1,4 @@
-//! The agent of packrun. Its rooms are listed in README.md, "The house".
+//! The agent of packrun. Its rooms are listed in ARCHITECTURE.md, "The house".
 //!
 //! [`run`] is a whole agent in this process; [`main`] is the program `packrun-agent`.
 

@@ -19,7 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("coordinator/src/logs", &[]),
     ("coordinator/src/artifacts", &[]),
     ("coordinator/src/fleet", &["artifacts", "core", "engine", "logs"]),
-    ("coordinator/src/api", &["artifacts", "core", "engine", "fleet", "logs", "pack"]),
+    ("coordinator/src/api", &["artifacts", "core", "engine", "logs", "pack"]),
     ("agent/src/spool", &[]),
     ("agent/src/artifacts", &[]),
     ("agent/src/executor", &["spool"]),

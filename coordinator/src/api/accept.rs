@@ -2,12 +2,11 @@
 //! descriptors that the store, the logs and the agents need, nor one of them those of the others; none waits to send
 //! what it has, and none is kept whose client takes nothing.
 
-use std::collections::HashMap;
 use std::future::{Ready, ready};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use tower::Service;
 use super::Limits;
 use super::answer::Budget;
 use super::stall::{Stall, Watched};
-use crate::fleet::network;
+use crate::crowd::{Crowd, Full, Place, network};
 
 /// How often it is said at most that connections are turned away.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -29,25 +28,11 @@ const SAID_EVERY: Duration = Duration::from_secs(60);
 /// Lets in as many connections at a time as it has places; beyond that they are closed. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
-    counts: Arc<Mutex<Counts>>,
-    most: usize,
-    most_of_one: usize,
+    crowd: Crowd<IpAddr>,
+    /// When it was said last that a connection was turned away.
+    said: Arc<Mutex<Option<Instant>>>,
     stall_time: Duration,
     budget: Budget,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    all: usize,
-    by_address: HashMap<IpAddr, usize>,
-    said: Option<Instant>,
-}
-
-/// A place. It is free again when this is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    places: Places,
-    address: IpAddr,
 }
 
 /// A connection's service, with its place.
@@ -56,16 +41,14 @@ pub(super) struct Placed<S> {
     service: S,
     stall: Stall,
     budget: Budget,
-    _place: Arc<Place>,
+    _place: Arc<Place<IpAddr>>,
 }
 
 impl Places {
     pub(super) fn new(limits: &Limits) -> Self {
-        let (most, most_of_one) = (limits.connections, limits.connections_per_address);
         Self {
-            counts: Arc::default(),
-            most,
-            most_of_one,
+            crowd: Crowd::new(limits.connections, limits.connections_per_address),
+            said: Arc::default(),
             stall_time: limits.stall_time,
             budget: Budget::of(limits.answer_bytes),
         }
@@ -75,41 +58,20 @@ impl Places {
     ///
     /// # Errors
     /// When there is none.
-    fn take(&self, address: IpAddr) -> io::Result<Place> {
+    fn take(&self, address: IpAddr) -> io::Result<Place<IpAddr>> {
         let address = network(address);
-        let mut counts = self.counts();
-        let own = counts.by_address.get(&address).copied().unwrap_or(0);
-        let (why, limit) = if counts.all >= self.most {
-            ("there are as many connections as there may be", self.most)
-        } else if own >= self.most_of_one {
-            ("its address has as many connections as it may", self.most_of_one)
-        } else {
-            counts.all += 1;
-            counts.by_address.insert(address, own + 1);
-            return Ok(Place { places: self.clone(), address });
-        };
-        if counts.said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
-            counts.said = Some(Instant::now());
-            tracing::warn!(%address, limit, "a connection to the API is closed: {why}; so are others, unsaid");
-        }
-        Err(io::Error::other(why))
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.places.counts();
-        counts.all = counts.all.saturating_sub(1);
-        if let Some(own) = counts.by_address.get_mut(&self.address) {
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                counts.by_address.remove(&self.address);
+        self.crowd.enter(address).map_err(|full| {
+            let (why, limit) = match full {
+                Full::All(limit) => ("there are as many connections as there may be", limit),
+                Full::Kind(limit) => ("its address has as many connections as it may", limit),
+            };
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                *said = Some(Instant::now());
+                tracing::warn!(%address, limit, "a connection to the API is closed: {why}; so are others, unsaid");
             }
-        }
+            io::Error::other(why)
+        })
     }
 }
 
@@ -167,6 +129,6 @@ mod tests {
         assert!(take("2001:db8::3").is_err(), "of IPv6 a /64 is one address");
         drop(other);
         take("2001:db8::3").unwrap();
-        assert_eq!(places.counts().by_address.len(), 1, "nobody is remembered who left");
+        assert_eq!(places.crowd.count(), 1, "nobody is counted who left");
     }
 }

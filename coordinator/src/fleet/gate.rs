@@ -2,11 +2,13 @@
 //! validated before they are counted, so nobody can use up another's share.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use packrun_protocol::time::Timestamp;
+
+use crate::crowd::{self, Crowd, network};
 
 /// One address gets this part, one in so many, of what all may have at once.
 const SHARES: u32 = 4;
@@ -76,107 +78,53 @@ impl SharedRate {
     }
 }
 
-#[derive(Debug)]
-struct Counts {
-    rate: SharedRate,
-    under_way: usize,
-    by_address: HashMap<IpAddr, AddressCounts>,
-}
-
-#[derive(Debug, Default)]
-struct AddressCounts {
-    connections: usize,
-    /// Of these, those that are still shaking hands.
-    under_way: usize,
-}
-
 /// Counts connections. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
-    counts: Arc<Mutex<Counts>>,
-    under_way_max: usize,
-    per_address_max: usize,
+    rate: Arc<Mutex<SharedRate>>,
+    connections: Crowd<IpAddr>,
+    /// Of these, those that are still shaking hands.
+    handshakes: Crowd<IpAddr>,
 }
 
 impl Gate {
     pub(super) fn new(rate: SharedRate, under_way_max: usize, per_address_max: usize) -> Self {
-        let counts = Counts { rate, under_way: 0, by_address: HashMap::new() };
-        Self { counts: Arc::new(Mutex::new(counts)), under_way_max, per_address_max }
+        Self {
+            rate: Arc::new(Mutex::new(rate)),
+            connections: Crowd::new(usize::MAX, per_address_max),
+            handshakes: Crowd::new(under_way_max, under_way_max.div_ceil(SHARES as usize)),
+        }
     }
 
     /// Counts a connection in, until its place is dropped.
     pub(super) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
         let address = network(address);
-        let mut counts = self.counts();
-        let (connections, under_way) =
-            counts.by_address.get(&address).map_or((0, 0), |own| (own.connections, own.under_way));
-        if connections >= self.per_address_max {
-            return Err(Refused::Crowded);
-        }
-        let share = self.under_way_max.div_ceil(SHARES as usize);
-        if under_way >= share || counts.under_way >= self.under_way_max || !counts.rate.take(address, now) {
+        let connection = self.connections.enter(address).map_err(|_| Refused::Crowded)?;
+        let handshake = self.handshakes.enter(address).map_err(|_| Refused::Busy)?;
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rate.take(address, now) {
             return Err(Refused::Busy);
         }
-        counts.under_way += 1;
-        let own = counts.by_address.entry(address).or_default();
-        own.connections += 1;
-        own.under_way += 1;
-        Ok(Place { gate: self.clone(), address, shaking_hands: true })
+        Ok(Place { handshake: Some(handshake), _connection: connection })
     }
 
     /// How many connections there are, and how many of them are still shaking hands.
     pub(super) fn count(&self) -> (usize, usize) {
-        let counts = self.counts();
-        (counts.by_address.values().map(|own| own.connections).sum(), counts.under_way)
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        (self.connections.count(), self.handshakes.count())
     }
 }
 
 /// A connection that was let in. It counts until this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    gate: Gate,
-    address: IpAddr,
-    shaking_hands: bool,
+    handshake: Option<crowd::Place<IpAddr>>,
+    _connection: crowd::Place<IpAddr>,
 }
 
 impl Place {
     /// The handshake is done: another may begin.
     pub(super) fn settle(&mut self) {
-        if std::mem::take(&mut self.shaking_hands) {
-            let mut counts = self.gate.counts();
-            counts.under_way = counts.under_way.saturating_sub(1);
-            if let Some(own) = counts.by_address.get_mut(&self.address) {
-                own.under_way = own.under_way.saturating_sub(1);
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.settle();
-        let mut counts = self.gate.counts();
-        if let Some(own) = counts.by_address.get_mut(&self.address) {
-            own.connections = own.connections.saturating_sub(1);
-            if own.connections == 0 {
-                counts.by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// What counts as one address: of IPv6 a /64, which is what one host is given.
-#[must_use]
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::from(u64::MAX) << 64)))
-        }
-        v4 @ IpAddr::V4(_) => v4,
+        self.handshake = None;
     }
 }
 
@@ -215,7 +163,7 @@ mod tests {
         drop(gate.enter(other, NOW).unwrap());
         drop(first);
         gate.enter(ours, NOW).unwrap();
-        assert_eq!(gate.counts().by_address.len(), 1, "nobody is remembered who left");
+        assert_eq!(gate.count(), (1, 1), "nobody is counted who left");
     }
 
     #[test]

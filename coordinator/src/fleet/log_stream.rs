@@ -14,10 +14,11 @@ use packrun_protocol::id::AttemptId;
 use packrun_protocol::limit;
 use packrun_protocol::quic::FrameReader;
 use packrun_protocol::stream::CloseCode;
+use tokio::sync::watch;
 
 use super::session::{Ask, LogGrant, Streams};
 use crate::engine::EngineError;
-use crate::logs::AppendError;
+use crate::logs::{AppendError, Progress};
 
 /// How long to wait before a block that the disk did not take is tried again.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
@@ -29,11 +30,12 @@ pub(super) async fn serve(
     reader: &mut FrameReader,
     attempt: AttemptId,
 ) -> Result<(), CloseCode> {
-    let LogGrant { writer, bytes_max } = streams.log(attempt).await?;
+    let LogGrant { writer, bytes_max, progress } = streams.log(attempt).await?;
+    let bound = Bound { bytes_max, progress };
     tokio::select! {
         biased;
         () = writer.cancelled() => Err(CloseCode::Superseded),
-        copied = copy(streams, reader, attempt, bytes_max) => copied,
+        copied = copy(streams, reader, attempt, &bound) => copied,
     }
 }
 
@@ -41,7 +43,7 @@ async fn copy(
     streams: &Streams,
     reader: &mut FrameReader,
     attempt: AttemptId,
-    bytes_max: u64,
+    bound: &Bound,
 ) -> Result<(), CloseCode> {
     let mut buffer = BytesMut::new();
     let mut started = false;
@@ -54,7 +56,7 @@ async fn copy(
                     EngineError::Unavailable => CloseCode::Unavailable,
                 })?;
             }
-            if is_overlong(streams, &block, bytes_max) {
+            if bound.is_passed_by(&block) {
                 streams.say(Ask::Overlong(attempt)).await;
                 return Err(CloseCode::Overloaded);
             }
@@ -85,12 +87,19 @@ async fn next(
     Err(CloseCode::Protocol)
 }
 
-/// Whether the log would have more with this block than it may: agents cut it before. Only this stream writes it.
-fn is_overlong(streams: &Streams, block: &Block, bytes_max: u64) -> bool {
-    let progress = streams.shared.logs.progress(block.attempt());
-    let progress = progress.map(|progress| *progress.borrow()).unwrap_or_default();
-    let is_new = block.next_seq() > progress.readable;
-    is_new && progress.bytes + block.log_bytes() > bytes_max.saturating_add(limit::LOG_OVERRUN_BYTES_MAX)
+/// How much of an attempt's log is taken.
+struct Bound {
+    bytes_max: u64,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Bound {
+    /// Whether the log would have more with this block than it may: agents cut it before. Only this stream writes it.
+    fn is_passed_by(&self, block: &Block) -> bool {
+        let Progress { readable, bytes, .. } = *self.progress.borrow();
+        let most = self.bytes_max.saturating_add(limit::LOG_OVERRUN_BYTES_MAX);
+        block.next_seq() > readable && bytes + block.log_bytes() > most
+    }
 }
 
 /// Has the log take a block, as soon as its disk can.

@@ -5,7 +5,7 @@
 //! | `identity`, `secret` | the CA, certificates by it, and what is derived from its key |
 //! | `accept`, `gate`, `admission` | handshakes: how many, and whose |
 //! | `enrol` | a join token for a certificate |
-//! | `lobby`, `seats` | few connections of an agent that have no session, and one that has |
+//! | `seats` | one session per agent |
 //! | `session` | the control stream, between the agent and the engine |
 //! | `log_stream` | blocks to the log |
 //! | `artifact_stream` | files that attempts leave |
@@ -29,7 +29,6 @@ mod enrol;
 mod gate;
 mod identity;
 mod inputs;
-mod lobby;
 mod log_keeper;
 mod log_stream;
 mod reset;
@@ -54,17 +53,16 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use gate::network;
 pub use identity::{Identity, IdentityError};
 
 use crate::artifacts::ArtifactStore;
 use crate::core::Core;
+use crate::crowd::Crowd;
 use crate::engine::{EngineError, Handle};
 use crate::logs::LogStore;
 use accept::Acceptor;
 use admission::Revoked;
 use gate::{Gate, SharedRate};
-use lobby::Lobby;
 use seats::Seats;
 
 /// How long an agent's certificate is valid, unless it is said.
@@ -205,7 +203,8 @@ struct Shared {
     gate: Gate,
     enrolments: std::sync::Mutex<SharedRate>,
     revoked: Arc<Revoked>,
-    lobby: Lobby,
+    /// The connections of agents that have no session yet.
+    lobby: Crowd<AgentId>,
     seats: Seats,
     leadership: watch::Sender<Leadership>,
     stop: CancellationToken,
@@ -265,7 +264,7 @@ pub async fn start(
         gate: Gate::new(handshakes, limits.handshakes_under_way, limits.connections_per_address),
         enrolments: SharedRate::new(limits.enrolments_per_second, Duration::from_secs(10)).into(),
         revoked: Arc::new(revoked),
-        lobby: Lobby::default(),
+        lobby: Crowd::new(usize::MAX, session::WAITING_MAX),
         seats: Seats::default(),
         leadership: watch::Sender::new(Leadership::Leads),
         stop: CancellationToken::new(),

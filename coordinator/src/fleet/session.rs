@@ -63,6 +63,10 @@ const REPEATS_BURST: Duration = Duration::from_secs(64);
 const _: () =
     assert!(REPEATS_PER_SECOND as u64 * REPEATS_BURST.as_secs() >= 2 * limit::HELD_ATTEMPTS_MAX as u64);
 
+/// Connections of one agent that may wait for a session at once: each may make the coordinator hold a whole `Hello`. An
+/// honest agent has a single one, and perhaps some that were lost and don't know it.
+pub(super) const WAITING_MAX: usize = 8;
+
 /// How long a good-bye gets to arrive.
 const PART_TIME: Duration = Duration::from_secs(1);
 
@@ -140,7 +144,7 @@ struct Session {
 /// Serves the connection of an agent whose certificate was verified, until it is closed.
 pub(super) async fn serve(shared: &Arc<Shared>, connection: &Connection, certificate: &AgentCertificate) {
     let agent = certificate.agent;
-    let Some(waiting) = shared.lobby.enter(agent) else {
+    let Ok(waiting) = shared.lobby.enter(agent) else {
         tracing::warn!(%agent, "an agent has many connections that say nothing; one more was turned away");
         return close(connection, CloseCode::Overloaded, "the agent has many connections that say nothing");
     };

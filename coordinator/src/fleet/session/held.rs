@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use packrun_protocol::id::{AttemptId, Digest, PackRunId};
 use packrun_protocol::time::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parting, Session};
+use crate::logs::Progress;
 
 /// Digests of inputs that are remembered of each attempt; those beyond it are looked up again when they are wanted.
 pub(in crate::fleet) const TOLD_MAX: usize = 10_000;
@@ -54,6 +55,8 @@ pub(in crate::fleet) struct LogGrant {
     pub(in crate::fleet) writer: CancellationToken,
     /// Most bytes of it.
     pub(in crate::fleet) bytes_max: u64,
+    /// How far it has come.
+    pub(in crate::fleet) progress: watch::Receiver<Progress>,
 }
 
 /// What a session knows of an attempt that it holds.
@@ -173,7 +176,7 @@ impl Session {
         if let Some(earlier) = held.writer.replace(writer.clone()) {
             earlier.cancel();
         }
-        self.open_log(attempt);
-        Some(LogGrant { writer, bytes_max })
+        let progress = self.open_log(attempt)?;
+        Some(LogGrant { writer, bytes_max, progress })
     }
 }

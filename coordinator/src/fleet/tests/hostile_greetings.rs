@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::agent::{Agent, parting, success};
 use super::scene::{Job, settings};
 use super::stage::{Stage, is_heard};
-use crate::fleet::lobby::WAITING_MAX;
+use crate::fleet::session::WAITING_MAX;
 
 fn unknown(phase: HeldPhase) -> HeldAttempt {
     let attempt = AttemptId { job_run: JobRunId::generate(), number: AttemptNumber::FIRST };
